@@ -1,0 +1,1 @@
+../../dispatch_rl/__init__.py

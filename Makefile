@@ -1,0 +1,39 @@
+# Every verb sets up what it needs: a virtual environment in .venv with the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/ready
+CONFIG ?= configs/pocket.yaml
+
+.PHONY: train test lint type check bench help
+
+help:
+	@echo "make train   train a dispatcher and compare it with the baselines (CONFIG=configs/pocket.yaml)"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff; make type: mypy; make check: lint, type and test"
+	@echo "make bench   fixed student against transformers' assisted generation"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+train: $(READY)
+	$(RUN) -m dispatch_rl.train --config $(CONFIG) --overwrite=true
+
+test: $(READY)
+	$(RUN) -m pytest -q
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+type: $(READY)
+	$(RUN) -m mypy
+
+check: lint type test
+
+bench: $(READY)
+	$(RUN) -m dispatch_rl.bench decode

@@ -1,0 +1,15 @@
+"""Learned dispatch for speculative decoding."""
+
+from pathlib import Path
+
+from gymnasium.envs.registration import register
+
+__version__ = "0.1.0"
+
+# A checkout keeps the sub-packages beside this folder; the wheel puts them inside it.
+_here = Path(__file__).resolve().parent
+if not (_here / "envs").is_dir():
+    __path__.append(str(_here.parent))
+
+# Its reward is measured time, so two runs never agree to the last digit.
+register(id="dispatch_rl/LiveDecoding-v0", entry_point="dispatch_rl.envs.live:LiveDecodingEnv", nondeterministic=True)

@@ -1,0 +1,156 @@
+"""The command line that all commands share: YAML, dotted overrides, short errors.
+
+Every key of a configuration class is an option. ``--config FILE`` may be given several times; later files win over earlier ones, and
+options win over files wherever they stand. Imports nothing heavy, so that ``--help`` is quick.
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from dispatch_rl.errors import UserError
+
+C = TypeVar("C")
+
+_QUOTED_KEY = re.compile(r"--([\w.\-]+)|option '([\w.]+)'|Option '([\w.]+)'|[Kk]ey '([\w.]+)'|key \"([\w.]+)\"")
+
+_NOISE = (
+    "Does not validate against any",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value",
+)
+"""How the lines begin that say nothing to a user."""
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line with a suggestion."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        """Print one line and exit with status 2.
+
+        Raises:
+            UserError: Inside of another parse, whose own error will carry the message.
+        """
+        line = f"{_short(message)}{self._suggestion(message)}"
+        if not self.exit_on_error:
+            raise UserError(line) from ex
+        sys.stderr.write(f"error: {line}\n")
+        raise SystemExit(2)
+
+    def _suggestion(self, message: str) -> str:
+        known = {name.lstrip("-") for action in self._actions for name in action.option_strings}
+        candidates = sorted(known | {name.rsplit(".", 1)[-1] for name in known})
+        for match in _QUOTED_KEY.finditer(message):
+            unknown = next(filter(None, match.groups()))
+            if unknown not in known and (near := difflib.get_close_matches(unknown, candidates, n=1)):
+                return f"; did you mean {near[0]}?"
+        return ""
+
+
+def make_parser(config_class: type, command: str, description: str) -> Parser:
+    """Return a parser with an option for every key of ``config_class``."""
+    program = f"python -m dispatch_rl.{command}"
+    parser = Parser(prog=program, description=description, usage=f"{program} [--config FILE] [--KEY VALUE ...]")
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the keys below; repeatable")
+    parser.add_class_arguments(config_class, nested_key=None, as_group=False)
+    parser.set_defaults(_plain_collections("", config_class()))
+    return parser
+
+
+def parse(parser: Parser, argv: Sequence[str]) -> Namespace:
+    """Parse ``argv`` into a namespace of plain values."""
+    namespace: Namespace = parser.parse_args(_normalised(argv))
+    return namespace
+
+
+def build(config_class: type[C], parser: Parser, namespace: Namespace) -> C:
+    """Return the configuration object that ``namespace`` describes.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+    # jsonargparse 5 renames the method.
+    made = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    try:
+        values = made(namespace)
+    except ValueError as error:
+        raise UserError(_short(str(_innermost_user_error(error) or error))) from error
+    return config_class(**{field.name: values[field.name] for field in fields(config_class)})  # type: ignore[arg-type]
+
+
+def _plain_collections(prefix: str, config: Any) -> dict[str, Any]:
+    """Return the defaults that are collections of dataclasses as plain values, by dotted key; jsonargparse cannot print others."""
+    found: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            found |= _plain_collections(f"{prefix}{field.name}.", value)
+        elif isinstance(value, dict):
+            found[prefix + field.name] = {k: asdict(v) if is_dataclass(v) else v for k, v in value.items()}  # type: ignore[arg-type]
+    return found
+
+
+def _innermost_user_error(error: BaseException | None) -> UserError | None:
+    """Return the :class:`UserError` that led to ``error``, if one did."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _short(message: str) -> str:
+    """Return the telling part of one of jsonargparse's messages in one line."""
+    lines = [line.strip(" -\t") for line in message.strip().splitlines()]
+    kept = [line for line in lines if line and not line.startswith(_NOISE)]
+    return re.sub(r"\s+", " ", " ".join(kept))[:600]
+
+
+def _normalised(argv: Sequence[str]) -> list[str]:
+    """Move ``--config`` to the front, write ``-`` in option names as ``_`` and ``None`` as ``null``."""
+    files: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == "--config":
+            files += [f"--config={value if equals else next(words, '')}"]
+        elif name.startswith("--"):
+            rest.append("--" + name[2:].replace("-", "_") + equals + ("null" if value == "None" else value))
+        else:
+            rest.append(word)
+    return files + rest
+
+
+def read_config(config_class: type[C], path: Path) -> C:
+    """Return the configuration in a YAML file.
+
+    Raises:
+        UserError: The file is missing or wrong.
+    """
+    parser = make_parser(config_class, "train", "")
+    parser.exit_on_error = False
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    return build(config_class, parser, parser.parse_path(str(path)))
+
+
+def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run a command with the arguments of this process; a :class:`UserError` becomes one line and status 2."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from None
+    raise SystemExit(0)

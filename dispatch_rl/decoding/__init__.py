@@ -1,0 +1,1 @@
+"""Adaptive speculative decoding: families, caches, arms, rounds."""

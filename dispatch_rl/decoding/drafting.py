@@ -1,0 +1,81 @@
+"""What turns logits into tokens under one :class:`Sampling`, and judges drafts by it."""
+
+import torch
+from torch import Tensor
+
+from dispatch_rl.decoding.sampling import Sampling
+from dispatch_rl.kernels.noise import Stream, gumbel, uniform
+from dispatch_rl.kernels.verify import shape, verify_exact, verify_rejection
+
+_NOISE_BLOCK = 1 << 17
+"""Noise is made for about this many (position, token) pairs at a time."""
+
+
+class Sampler:
+    """Draws and verifies tokens. Noise depends on (seed, position, token), so target and students share it."""
+
+    def __init__(self, sampling: Sampling, vocab: int, device: torch.device) -> None:
+        self.sampling = sampling
+        self.vocab = vocab
+        self.device = device
+        self._block: Tensor | None = None
+        self._block_start = 0
+
+    def draft(self, logits: Tensor, position: int, draw: int) -> tuple[Tensor, Tensor | None]:
+        """Choose a student's token for ``position`` from its ``logits [1, vocab]``.
+
+        Returns:
+            The token ``[1]``, and for rejection sampling the probabilities ``[1, vocab]`` it was drawn from.
+        """
+        if self.sampling.greedy:
+            return logits.argmax(-1), None
+        shaped = self._shaped(logits)
+        if self.sampling.method == "coupled":
+            return (shaped + self._noise(position, 1)).argmax(-1), None
+        noise = gumbel(self.sampling.seed, self._positions(position, 1), self.vocab, Stream.DRAFT, draw)
+        return (shaped + noise).argmax(-1), shaped.softmax(-1)
+
+    def verify(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> tuple[int, int]:
+        """Judge a draft by the target's ``logits [draft + 1, vocab]``.
+
+        Args:
+            logits: The target's predictions for the draft's positions and the one behind.
+            drafted: Draft tokens ``[draft]``.
+            q_draft: Probabilities that the tokens were drawn from ``[draft, vocab]``; None unless rejection sampling.
+            position: Position of the first draft token.
+            draw: Number of the round.
+
+        Returns:
+            The number of accepted tokens and the token that follows them.
+        """
+        if self.sampling.greedy:
+            return verify_exact(logits, drafted)
+        shaped, rows = self._shaped(logits), len(logits)
+        if self.sampling.method == "coupled":
+            return verify_exact(shaped + self._noise(position, rows), drafted)
+        positions = self._positions(position, rows)
+        accept = uniform(self.sampling.seed, positions[:-1], 1, Stream.ACCEPT, draw)[:, 0]
+        noise = gumbel(self.sampling.seed, positions, self.vocab, Stream.RESIDUAL, draw)
+        q_draft = logits.new_empty((0, self.vocab)) if q_draft is None else q_draft
+        return verify_rejection(shaped.softmax(-1), q_draft, drafted, accept, noise)
+
+    def one_hot(self, token: Tensor) -> Tensor | None:
+        """Return what a student without probabilities drew ``token [1]`` from; None unless rejection sampling."""
+        if self.sampling.greedy or self.sampling.method == "coupled":
+            return None
+        return torch.nn.functional.one_hot(token, self.vocab).float()
+
+    def _shaped(self, logits: Tensor) -> Tensor:
+        return shape(logits, self.sampling.temperature, self.sampling.top_k, self.sampling.top_p)
+
+    def _positions(self, first: int, count: int) -> Tensor:
+        return torch.arange(first, first + count, device=self.device)
+
+    def _noise(self, first: int, count: int) -> Tensor:
+        """Return coupled noise ``[count, vocab]`` for the positions from ``first`` on, made in blocks and kept."""
+        offset = first - self._block_start
+        if self._block is None or offset < 0 or offset + count > len(self._block):
+            block = max(count, _NOISE_BLOCK // self.vocab)
+            self._block = gumbel(self.sampling.seed, self._positions(first, block), self.vocab)
+            self._block_start, offset = first, 0
+        return self._block[offset : offset + count]

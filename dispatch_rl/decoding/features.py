@@ -1,0 +1,98 @@
+"""The features: what a dispatcher knows before a round. This table is the only place that knows them.
+
+A feature is admitted only if the runtime can know it before drafting. What concerns the target is its distribution at the previous
+token; what concerns a student is what decoding itself has seen of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dispatch_rl.decoding.lookup import LONGEST_MATCH
+from dispatch_rl.decoding.rounds import Round
+
+AVERAGE_DECAY = 0.8
+"""Weight of the past in the moving average of the entropy, per token."""
+ACCEPTANCE_DECAY = 0.9
+"""Weight of the past in a student's moving acceptance, per draft token."""
+ACCEPTANCE_PRIOR = 0.5
+"""A student's moving acceptance before it has drafted."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One number of the observation, clipped to ``[low, high]``."""
+
+    name: str
+    unit: str
+    low: float
+    high: float
+    scale: float
+    """A network divides the feature by this, so that a usual value is about one."""
+    meaning: str
+
+
+_TARGET_FEATURES = (
+    Feature("entropy", "nats", 0, 12, 1, "target's entropy where it chose the previous token"),
+    Feature("entropy_mean", "nats", 0, 12, 1, "moving average of that entropy over the tokens (decay 0.8)"),
+    Feature("top1_probability", "1", 0, 1, 1, "target's largest probability at the previous token"),
+    Feature("margin", "nats", 0, 20, 5, "difference of the target's two largest logits at the previous token"),
+    Feature("accepted_fraction", "1", 0, 1, 1, "accepted / drafted in the last round; 0 if nothing was drafted"),
+    Feature("lookup_match", "tokens", 0, LONGEST_MATCH, 2, "longest end of the text that stood there before"),
+    Feature("position", "1", 0, 1, 1, "share of the longest possible text that is written"),
+)
+
+
+def feature_table(students: Sequence[str]) -> tuple[Feature, ...]:
+    """Return the features of a family with these ``students``, in the order of the observation."""
+    acceptance = (
+        Feature(f"acceptance_{s}", "1", 0, 1, 1, f"moving share of accepted draft tokens of '{s}' (decay 0.9, first 0.5)")
+        for s in students
+    )
+    lag = (Feature(f"lag_{s}", "tokens", 0, 256, 16, f"committed tokens that the cache of '{s}' is behind") for s in students)
+    return (*_TARGET_FEATURES, *acceptance, *lag)
+
+
+class FeatureTracker:
+    """Keeps the features up to date from round to round. Costs no forward pass and no read of the device."""
+
+    def __init__(self, students: Sequence[str]) -> None:
+        self.students = tuple(students)
+        self.table = feature_table(students)
+        self._low = np.array([f.low for f in self.table], dtype=np.float32)
+        self._high = np.array([f.high for f in self.table], dtype=np.float32)
+        self.start(0.0, 1.0, 0.0)
+
+    def start(self, entropy_nats: float, top1_probability: float, margin: float) -> None:
+        """Begin a text whose first token was chosen from a distribution with these statistics."""
+        self._entropy, self._top1, self._margin = entropy_nats, top1_probability, margin
+        self._entropy_mean = entropy_nats
+        self._accepted_fraction = 0.0
+        self._acceptance = dict.fromkeys(self.students, ACCEPTANCE_PRIOR)
+
+    def update(self, record: Round, top1_probability: float, margin: float) -> None:
+        """Take in a round; the statistics are those at its last emitted token."""
+        for entropy in record.entropies_nats:
+            self._entropy_mean = AVERAGE_DECAY * self._entropy_mean + (1 - AVERAGE_DECAY) * entropy
+        self._entropy, self._top1, self._margin = record.entropies_nats[-1], top1_probability, margin
+        self._accepted_fraction = record.num_accepted / len(record.drafted) if record.drafted else 0.0
+        # A token behind the first rejected one was never judged.
+        for i, student in enumerate(record.students[: record.num_accepted + 1]):
+            if student in self._acceptance:
+                kept = ACCEPTANCE_DECAY * self._acceptance[student]
+                self._acceptance[student] = kept + (1 - ACCEPTANCE_DECAY) * (i < record.num_accepted)
+
+    def observation(self, lookup_match: int, position: float, lags: Sequence[int]) -> NDArray[np.float32]:
+        """Return the observation ``[features]``, finite and within the table's bounds.
+
+        Args:
+            lookup_match: Length of the prompt-lookup match (tokens).
+            position: Share of the longest possible text that is written.
+            lags: How many tokens each student is behind.
+        """
+        values = [self._entropy, self._entropy_mean, self._top1, self._margin, self._accepted_fraction]
+        values += [lookup_match, position, *self._acceptance.values(), *lags]
+        observation: NDArray[np.float32] = np.clip(np.array(values, dtype=np.float32), self._low, self._high)
+        return observation

@@ -1,0 +1,66 @@
+"""A language model with its cache: tokens in, logits out, roll back at will."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dispatch_rl.decoding.cache import RollbackCache
+
+
+class CachedModel:
+    """Runs a causal transformers model over one growing sequence.
+
+    ``vocab`` cuts its logits to the family's common vocabulary.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocab: int) -> None:
+        self.model = model
+        self.vocab = vocab
+        self.device: torch.device = model.device
+        self.context_limit: int = model.config.max_position_embeddings
+        self.cache = RollbackCache(model.config.num_hidden_layers)
+
+    @property
+    def length(self) -> int:
+        """Number of tokens that the cache holds."""
+        return self.cache.length
+
+    def start(self, capacity: int) -> None:
+        """Begin a new sequence of at most ``capacity`` tokens."""
+        self.cache.reserve(capacity)
+
+    def roll_back(self, length: int) -> None:
+        """Forget what was read beyond the first ``length`` tokens."""
+        if length < self.cache.length:
+            self.cache.length = length
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, rows: int | None = None) -> Tensor:
+        """Read ``tokens`` behind what was read before.
+
+        Args:
+            tokens: Token ids ``[tokens]`` on the model's device.
+            rows: Return the logits of the last ``rows`` positions only; None means all.
+
+        Returns:
+            Logits ``[rows, vocab]``.
+        """
+        past, new = self.cache.length, len(tokens)
+        positions = torch.arange(past, past + new, device=self.device)
+        output = self.model(
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            attention_mask=self._mask(past, new),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=rows or 0,
+        )
+        logits: Tensor = output.logits[0, :, : self.vocab]
+        return logits
+
+    def _mask(self, past: int, new: int) -> Tensor | None:
+        """Return which positions each new token sees ``[1, 1, new, past + new]``; None where attention needs no mask."""
+        if past == 0 or new == 1:
+            return None
+        visible = torch.ones((new, past + new), dtype=torch.bool, device=self.device)
+        return visible.tril_(past)[None, None]

@@ -1,0 +1,222 @@
+"""Decoding one text: draft a token, draft another, verify, commit."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
+from dispatch_rl.decoding.drafting import Sampler
+from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.features import FeatureTracker
+from dispatch_rl.decoding.lookup import LookupIndex
+from dispatch_rl.decoding.rounds import Round, arm_name
+from dispatch_rl.decoding.sampling import Sampling
+from dispatch_rl.errors import UserError
+from dispatch_rl.kernels.entropy import entropy
+
+
+@dataclass(frozen=True)
+class DraftToken:
+    """One drafted token, as a policy may see it before the next."""
+
+    student: str
+    token: Tensor
+    """Token id ``[1]``, on the device."""
+    logits: Tensor | None
+    """The student's logits ``[1, vocab]``; None for prompt lookup."""
+    q_draft: Tensor | None
+    """Probabilities it was drawn from ``[1, vocab]``; None unless rejection sampling."""
+
+
+TokenPolicy = Callable[[tuple[DraftToken, ...]], str | None]
+"""Asked before every draft token with the draft so far: who drafts the next, or None to verify."""
+
+
+class DecodingSession:
+    """The decoding of one prompt.
+
+    The constructor reads the prompt and emits the first token. A round is then any number of :meth:`draft` calls and one
+    :meth:`verify`; :meth:`step` does a whole round for an arm that was chosen in advance. A family's caches serve one session at a time.
+
+    Raises:
+        UserError: The prompt is empty or leaves no room in the context, or ``max_new_tokens`` is below 1.
+    """
+
+    def __init__(self, family: Family, prompt: Sequence[int], sampling: Sampling, max_new_tokens: int) -> None:
+        self.family = family
+        self.limit = _text_limit(family, prompt, max_new_tokens)
+        self.prompt_length = len(prompt)
+        self.rounds: list[Round] = []
+        self.finish_reason: Literal["stop", "length"] | None = None
+        self._sampler = Sampler(sampling, family.vocab, family.device)
+        self._tracker = FeatureTracker(tuple(family.students))
+        self._lookup = LookupIndex()
+        self._draft: list[DraftToken] = []
+        self._draft_ms = 0.0
+        self._round_began: float | None = None
+        began = perf_counter()
+        self._prefill(list(prompt))
+        self.prefill_ms = 1000 * (perf_counter() - began)
+        """Time to the first token."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text has ended."""
+        return self.finish_reason is not None
+
+    @property
+    def text_tokens(self) -> list[int]:
+        """The emitted tokens."""
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def room(self) -> int:
+        """How many tokens may still be drafted in this round: one less than may be emitted."""
+        return self.limit - len(self.tokens) - 1 - len(self._draft)
+
+    def observation(self) -> NDArray[np.float32]:
+        """Return the features before the next round ``[features]``."""
+        match, _ = self._lookup.find([])
+        lags = [len(self.tokens) - 1 - student.length for student in self.family.students.values()]
+        position = (len(self.tokens) - self.prompt_length) / (self.limit - self.prompt_length)
+        return self._tracker.observation(match, position, lags)
+
+    def step(self, arm: Arm) -> Round:
+        """Do one round with ``arm``; the draft ends early where the text must end."""
+        self._begin_round()
+        for _ in range(min(arm.length, self.room)):
+            if self.draft(arm.student) is None:
+                break
+        return self.verify(arm.name)
+
+    def step_by_token(self, policy: TokenPolicy) -> Round:
+        """Do one round in which ``policy`` is asked before every draft token."""
+        self._begin_round()
+        while self.room > 0:
+            student = policy(tuple(self._draft))
+            if student is None or student == NONE or self.draft(student) is None:
+                break
+        return self.verify()
+
+    def draft(self, student: str) -> DraftToken | None:
+        """Let ``student`` draft the next token; its catch-up is part of the same forward pass.
+
+        Returns:
+            The draft token, or None where prompt lookup has nothing to propose or the student's context is full.
+        """
+        self._begin_round()
+        if self.room < 1:
+            raise ValueError("the text has no room for another draft token")
+        began = perf_counter()
+        token = self._draft_by_lookup() if student == LOOKUP else self._draft_by_model(student)
+        if token is not None:
+            self._draft.append(token)
+        self.family.synchronise()
+        self._draft_ms += 1000 * (perf_counter() - began)
+        return token
+
+    def verify(self, arm: str | None = None) -> Round:
+        """Let the target judge the draft, commit what stands, and return the record of the round."""
+        self._begin_round()
+        began = perf_counter()
+        drafted = torch.cat([d.token for d in self._draft]) if self._draft else self.family.no_tokens
+        last = torch.tensor(self.tokens[-1:], device=self.family.device)
+        logits = self.family.target.forward(torch.cat([last, drafted]))
+        q_draft = [d.q_draft for d in self._draft if d.q_draft is not None]
+        accepted, following = self._sampler.verify(
+            logits, drafted, torch.cat(q_draft) if q_draft else None, len(self.tokens), len(self.rounds)
+        )
+        emitted = self._cut([*drafted[:accepted].tolist(), following])
+        seen = entropy(logits[: len(emitted)])
+        entropies = seen.entropy_nats.tolist()
+        verify_ms = 1000 * (perf_counter() - began)
+
+        students = tuple(d.student for d in self._draft)
+        self._commit(emitted, accepted)
+        assert self._round_began is not None
+        total_ms = 1000 * (perf_counter() - self._round_began)
+        record = Round(
+            arm=arm or arm_name(students),
+            students=students,
+            drafted=tuple(drafted.tolist()),
+            num_accepted=min(accepted, len(emitted)),
+            emitted=tuple(emitted),
+            entropies_nats=tuple(entropies),
+            draft_ms=self._draft_ms,
+            verify_ms=verify_ms,
+            overhead_ms=total_ms - self._draft_ms - verify_ms,
+        )
+        self._tracker.update(record, float(seen.top1_probability[-1]), float(seen.margin[-1]))
+        self.rounds.append(record)
+        self._draft, self._draft_ms, self._round_began = [], 0.0, None
+        return record
+
+    def _begin_round(self) -> None:
+        if self.finished:
+            raise ValueError("the text has ended; begin a new session")
+        if self._round_began is None:
+            self._round_began = perf_counter()
+
+    def _prefill(self, prompt: list[int]) -> None:
+        """Read the prompt with the target only; a student that is never chosen never reads it."""
+        for model in self.family.models():
+            model.start(self.limit)
+        self.tokens = list(prompt)
+        logits = self.family.target.forward(torch.tensor(prompt, device=self.family.device), rows=1)
+        _, first = self._sampler.verify(logits, self.family.no_tokens, None, len(prompt), 0)
+        seen = entropy(logits)
+        self._lookup.extend(prompt)
+        self._tracker.start(float(seen.entropy_nats[0]), float(seen.top1_probability[0]), float(seen.margin[0]))
+        self._commit([first], 0)
+
+    def _commit(self, emitted: list[int], accepted: int) -> None:
+        """Append ``emitted`` and drop from every cache what did not stand."""
+        stands = len(self.tokens) + accepted
+        for model in self.family.models():
+            model.roll_back(stands)
+        self.tokens += emitted
+        self._lookup.extend(emitted)
+        if self.tokens[-1] in self.family.eos_token_ids:
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self.limit:
+            self.finish_reason = "length"
+
+    def _cut(self, emitted: list[int]) -> list[int]:
+        """Return ``emitted`` up to and including the first end-of-sequence token."""
+        ends = [i for i, token in enumerate(emitted) if token in self.family.eos_token_ids]
+        return emitted[: ends[0] + 1] if ends else emitted
+
+    def _draft_by_model(self, student: str) -> DraftToken | None:
+        model = self.family.students[student]
+        if len(self.tokens) + len(self._draft) > model.context_limit:
+            return None
+        behind = torch.tensor(self.tokens[model.length :], dtype=torch.long, device=self.family.device)
+        unread = self._draft[max(0, model.length - len(self.tokens)) :]
+        logits = model.forward(torch.cat([behind, *(d.token for d in unread)]), rows=1)
+        token, q_draft = self._sampler.draft(logits, len(self.tokens) + len(self._draft), len(self.rounds))
+        return DraftToken(student, token, logits, q_draft)
+
+    def _draft_by_lookup(self) -> DraftToken | None:
+        ids = [int(d.token) for d in self._draft]
+        _, proposed = self._lookup.find(ids)
+        if proposed is None:
+            return None
+        token = torch.tensor([proposed], device=self.family.device)
+        return DraftToken(LOOKUP, token, None, self._sampler.one_hot(token))
+
+
+def _text_limit(family: Family, prompt: Sequence[int], max_new_tokens: int) -> int:
+    """Return the number of tokens, prompt included, at which the text ends."""
+    if not prompt:
+        raise UserError("prompt: it is empty; give at least one token")
+    if len(prompt) >= family.context_limit:
+        raise UserError(f"prompt: {len(prompt)} tokens leave no room in a context of {family.context_limit}")
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens: {max_new_tokens} is not at least 1")
+    return min(family.context_limit, len(prompt) + max_new_tokens)

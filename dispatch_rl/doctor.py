@@ -1,0 +1,87 @@
+"""Is everything here to decode with? ``python -m dispatch_rl.doctor``."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from dispatch_rl import __version__, cli
+from dispatch_rl.config import FamilyConfig
+from dispatch_rl.errors import UserError
+
+PACKAGES = (
+    "torch", "transformers", "gymnasium", "stable-baselines3", "triton", "datasets", "wandb", "safetensors", "jsonargparse", "numpy",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """What to look at."""
+
+    family: FamilyConfig = FamilyConfig()
+    """The family to be checked."""
+
+
+def versions() -> list[tuple[str, str]]:
+    """Return the versions of this package, of Python and of what it depends on."""
+    found = [("dispatch-rl", __version__), ("python", platform.python_version())]
+    for package in PACKAGES:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            found.append((package, "missing"))
+    return found
+
+
+def devices() -> list[tuple[str, str]]:
+    """Return the processors that torch can use."""
+    import torch
+
+    found = [("cpu", f"{platform.machine()}, {torch.get_num_threads()} threads")]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append((f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
+    return found
+
+
+def family_check(config: FamilyConfig) -> list[tuple[str, str]]:
+    """Load a family and decode a little with every student.
+
+    Raises:
+        UserError: It cannot be loaded, or a student changed the text.
+    """
+    from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
+    from dispatch_rl.decoding.families import load_family
+    from dispatch_rl.decoding.sampling import Sampling
+    from dispatch_rl.decoding.session import DecodingSession
+
+    family = load_family(config)
+    texts = {}
+    for arm in [Arm(NONE), Arm(LOOKUP, 4), *(Arm(student, 4) for student in family.students)]:
+        session = DecodingSession(family, family.encode("def add(a, b):\n    return"), Sampling(temperature=0.6), 48)
+        while not session.finished:
+            session.step(arm)
+        texts[arm.student] = session.text_tokens
+    wrong = [student for student, text in texts.items() if text != texts[NONE]]
+    if wrong:
+        raise UserError(f"family: {', '.join(wrong)} changed the text of the target; set family.dtype to float32")
+    return [
+        ("models", family.describe()),
+        ("context", f"{family.context_limit} tokens"),
+        ("lossless", f"same text with {', '.join(student for student in texts if student != NONE)} and without"),
+    ]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print versions, devices and the check of a family."""
+    parser = cli.make_parser(DoctorConfig, "doctor", "Print versions and devices, and check that a family decodes losslessly.")
+    config = cli.build(DoctorConfig, parser, cli.parse(parser, argv))
+    for title, section in (("versions", versions()), ("devices", devices()), ("family", family_check(config.family))):
+        print(title)
+        for name, value in section:
+            print(f"  {name:<18} {value}")
+    print("all is well")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,89 @@
+"""What a family is made of and how it is trained. Imports nothing heavy."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The shape of one Qwen2 model."""
+
+    hidden_size: int
+    """Width of the residual stream."""
+    layers: int
+    """Number of transformer layers."""
+    heads: int
+    """Attention heads; must divide hidden_size."""
+    intermediate_size: int
+    """Width of the gated feed-forward."""
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How the weights move: Muon for matrices, AdamW for embeddings, norms and biases."""
+
+    steps: int = 4100
+    """Optimiser steps in all."""
+    warmup_steps: int = 60
+    """Steps over which the learning rate rises from zero, for the target and again for the students."""
+    alone_steps: int = 1400
+    """First steps, at the full rate, in which the target learns alone."""
+    joint_rate: float = 0.3
+    """Share of the full rate at which the students join; from there it falls linearly to zero."""
+    matrix_learning_rate: float = 0.008
+    """Muon's full learning rate, scaled to AdamW's update size."""
+    vector_learning_rate: float = 0.004
+    """AdamW's full learning rate for everything else."""
+    weight_decay: float = 0.02
+    """Decoupled weight decay of the matrices."""
+    distillation: float = 0.8
+    """Weight of a student's divergence from the target; the rest is cross-entropy on the text."""
+    student_stride: int = 2
+    """Students learn from every n-th window of a batch; the target from all."""
+    initializer_range: float = 0.06
+    """Standard deviation of the initial weights."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A family: one target and its students, trained side by side on the same batches."""
+
+    output: Path = Path("runs/pocket-family")
+    """Folder of the family; also where a killed training is resumed from."""
+    seed: int = 0
+    """Seed of the initial weights and of the order of the text."""
+    vocab_size: int = 2048
+    """Tokens of the byte-level BPE."""
+    window: int = 512
+    """Training context (tokens)."""
+    max_position_embeddings: int = 1024
+    """Context limit written into the models (tokens)."""
+    batch_rows: int = 6
+    """Windows per step."""
+    reasoning_share: float = 0.84
+    """Share of the windows filled with generated problems; the rest is code and folders."""
+    folders: list[Path] = field(default_factory=list)
+    """Further folders of text (.py, .txt, .md, .rst), beside the standard library."""
+    target: ModelSize = ModelSize(160, 12, 5, 432)
+    """The target's shape."""
+    students: dict[str, ModelSize] = field(
+        default_factory=lambda: {
+            "small": ModelSize(128, 1, 4, 352),
+            "medium": ModelSize(144, 3, 4, 384),
+            "large": ModelSize(160, 6, 5, 432),
+        }
+    )
+    """The students' shapes by name, from small to large."""
+    optimisation: Optimisation = Optimisation()
+    """The optimiser's settings."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    """Type of the weights in the published files."""
+    device: str = "auto"
+    """Where to train: cpu, cuda or auto."""
+    compile: bool = True
+    """Compile the training step (needs a C++ compiler on CPU)."""
+    threads: int = 2
+    """CPU threads."""

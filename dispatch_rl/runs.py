@@ -1,0 +1,111 @@
+"""The folder of a run: what is in it, and how it is written without ever being half-written."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dispatch_rl.errors import UserError
+
+_PACKAGES = ("torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``runs/NAME``: configuration, metrics, checkpoints, best policy, evaluation."""
+
+    path: Path
+
+    @classmethod
+    def claim(cls, path: Path, *, overwrite: bool) -> "RunFolder":
+        """Return the folder of a new run, without touching it yet.
+
+        Raises:
+            UserError: It exists and ``overwrite`` is not set, or it exists and is no run folder.
+        """
+        run = cls(path)
+        if path.exists() and any(path.iterdir()):
+            if not run.config.is_file():
+                raise UserError(f"name: {path} exists and is not a run; choose another --name")
+            if not overwrite:
+                raise UserError(f"name: {path} exists; choose another --name or give --overwrite=true")
+        return run
+
+    def begin(self, config_yaml: str, device: str) -> None:
+        """Empty the folder and write the configuration, the command and the versions."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        write_atomically(self.config, config_yaml)
+        write_atomically(self.path / "command.txt", " ".join(sys.argv) + "\n")
+        write_json(self.path / "environment.json", environment(device))
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Return an existing run folder.
+
+        Raises:
+            UserError: There is none, or it has no configuration.
+        """
+        run = cls(path)
+        if not run.config.is_file():
+            raise UserError(f"run: {path} is not the folder of a run; there is no {run.config.name} in it")
+        return run
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def best_policy(self) -> Path:
+        """The policy that validated best."""
+        return self.path / "best" / "policy.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """The rows of the last evaluation."""
+        return self.path / "evaluation.json"
+
+    @property
+    def figure(self) -> Path:
+        """Latency, acceptance, and arm against entropy."""
+        return self.path / "performance_metrics.png"
+
+    def checkpoint(self, step: int) -> Path:
+        """Return where the policy after ``step`` rounds is kept."""
+        return self.path / "checkpoints" / f"step-{step}" / "policy.safetensors"
+
+    def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows to the metrics."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def environment(device: str) -> dict[str, str]:
+    """Return the versions and the machine that numbers depend on."""
+    versions = {package: version(package) for package in _PACKAGES}
+    return {"python": platform.python_version(), **versions, "device": device, "machine": platform.machine()}

@@ -1,0 +1,1 @@
+"""Gymnasium environments: importing ``dispatch_rl`` registers them."""

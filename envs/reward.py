@@ -1,0 +1,34 @@
+"""The reward of a round, the same for live decoding and replay."""
+
+from dataclasses import dataclass
+
+from dispatch_rl.decoding.rounds import Round
+
+
+@dataclass(frozen=True)
+class Reward:
+    """``(tokens * reference - latency) / reference + weight * accepted / drafted``, clipped.
+
+    In units of the target alone: a token that costs nothing earns 1, one that takes as long as the target alone earns 0. Without the
+    acceptance term and the clipping, the sum over a text is its length minus its latency in such units.
+    """
+
+    reference_ms_per_token: float
+    """Latency of the target alone."""
+    acceptance_weight: float = 0.0
+    """Weight of the share of accepted draft tokens."""
+    clip: float = float("inf")
+    """Largest absolute reward."""
+
+    def latency_term(self, record: Round) -> float:
+        """Return what the round earned by being fast (tokens)."""
+        return len(record.emitted) - record.latency_ms / self.reference_ms_per_token
+
+    def acceptance_term(self, record: Round) -> float:
+        """Return what the round earned by accepted drafts."""
+        return self.acceptance_weight * record.num_accepted / len(record.drafted) if record.drafted else 0.0
+
+    def __call__(self, record: Round) -> float:
+        """Return the reward of ``record``."""
+        reward = self.latency_term(record) + self.acceptance_term(record)
+        return max(-self.clip, min(self.clip, reward))

@@ -1,0 +1,1 @@
+"""Dispatch policies: features in, arm out."""

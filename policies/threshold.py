@@ -1,0 +1,49 @@
+"""The baseline: the previous token's entropy decides who drafts."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dispatch_rl.config import ThresholdConfig
+from dispatch_rl.decoding.arms import ArmTable
+from dispatch_rl.decoding.features import feature_table
+from dispatch_rl.errors import UserError
+from dispatch_rl.policies.base import Policy
+
+DEFAULT_LIMITS = (0.4, 0.8)
+
+
+class ThresholdPolicy(Policy):
+    """Action ``actions[i]`` where ``i`` limits are at or below the entropy.
+
+    With limits 0.4 and 0.8 nats and three students: the first below 0.4, the second from 0.4 on, the third from 0.8 on.
+    """
+
+    def __init__(self, limits: Sequence[float], actions: Sequence[int], entropy_index: int = 0) -> None:
+        if any(not low < high for low, high in zip(limits, limits[1:], strict=False)) or not all(limit >= 0 for limit in limits):
+            raise UserError(f"threshold.limits: {list(limits)} must rise and not be negative, as [0.4, 0.8] does")
+        if len(actions) != len(limits) + 1:
+            raise UserError(
+                f"threshold.limits: {len(limits)} limits part the entropies for {len(limits) + 1} students, not for {len(actions)}"
+            )
+        self.limits = tuple(limits)
+        self.actions = tuple(actions)
+        self._entropy_index = entropy_index
+
+    @classmethod
+    def from_config(cls, config: ThresholdConfig, students: Sequence[str], arms: ArmTable) -> "ThresholdPolicy":
+        """Build the policy over the first arm of each of its students.
+
+        Raises:
+            UserError: Limits out of order, a wrong number of them, or a student without an arm.
+        """
+        drafting = {arm.student for arm in arms}
+        names = [name for name in students if name in drafting] if config.students is None else config.students
+        limits = list(DEFAULT_LIMITS[: len(names) - 1]) if config.limits is None else config.limits
+        entropy_index = [feature.name for feature in feature_table(students)].index("entropy")
+        return cls(limits, [arms.first_of(name) for name in names], entropy_index)
+
+    def __call__(self, observation: NDArray[np.float32]) -> int:
+        return self.actions[bisect_right(self.limits, float(observation[self._entropy_index]))]

@@ -1,0 +1,289 @@
+"""The commands as a user meets them: quick help, one-line errors, runs that leave everything behind."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dispatch_rl import bench, cli, doctor, evaluate, train
+from dispatch_rl.config import TrainConfig
+from dispatch_rl.errors import UserError
+from dispatch_rl.policies.network import NetworkPolicy
+from tests.families import qwen2, tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ["train", "evaluate", "bench decode", "doctor", "pocket", "pocket.card"]
+
+Main = Callable[[list[str]], None]
+
+
+def fails(main: Main, argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail with status 2 and one line; return the line."""
+    try:
+        main(argv)
+    except UserError as error:
+        line = f"error: {error}\n"
+    except SystemExit as stop:
+        assert stop.code == 2
+        line = capsys.readouterr().err
+    else:
+        pytest.fail("the command did not fail")
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1, line
+    return line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_needs_no_torch(command: str) -> None:
+    """``--help`` describes every key and loads nothing heavy."""
+    name, *rest = command.split()
+    code = (
+        "import sys, runpy; sys.argv = ['x', *sys.argv[1:]]\n"
+        "try: runpy.run_module('dispatch_rl.' + sys.argv.pop(1), run_name='__main__')\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'transformers', 'stable_baselines3', 'datasets', 'matplotlib', 'wandb'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, name, *rest, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "--config" in result.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_file_is_valid(path: Path) -> None:
+    """A file in ``configs/`` has no key that its command does not know."""
+    if path.name == "pocket-recipe.yaml":
+        from dispatch_rl.pocket.recipe import Recipe
+
+        cli.read_config(Recipe, path)
+    else:
+        train.check(cli.read_config(TrainConfig, path))
+
+
+def test_options_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
+    """``--a.b=c`` before ``--config`` still wins; dashes, ``None`` and lists are understood as an agent writes them."""
+    (tmp_path / "c.yaml").write_text("ppo: {learning_rate: 0.5, n_steps: 256}\nsampling: {top_k: 9}\n")
+    argv = ["--ppo.learning-rate=0.25", f"--config={tmp_path}/c.yaml", "--sampling.top_k=None", "--ppo.net_arch=[32, 32]"]
+    parser = cli.make_parser(TrainConfig, "train", "")
+    config = cli.build(TrainConfig, parser, cli.parse(parser, argv))
+    assert (config.ppo.learning_rate, config.ppo.n_steps, config.sampling.top_k) == (0.25, 256, None)
+    assert config.ppo.net_arch == [32, 32]
+
+
+def test_printed_configuration_is_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``--print_config`` prints a file that gives the same configuration."""
+    with pytest.raises(SystemExit, match="0"):
+        train.main(["--name=printed", "--print_config"])
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert cli.read_config(TrainConfig, tmp_path / "printed.yaml") == TrainConfig(name="printed")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ppo: {lerning_rate: 0.1}", "lerning_rate'; did you mean learning_rate?"),
+        ("ppoo: {learning_rate: 0.1}", "ppoo"),
+        ("ppo: {n_steps: many}", "ppo.n_steps"),
+        ("ppo: [", "config"),
+        ("prompts: {max_new_tokens: 1}", "prompts.max_new_tokens: 1"),
+        ("prompts: {kinds: [poems]}", "prompts.kinds: unknown poems"),
+        ("sampling: {temperature: -1}", "sampling.temperature: -1"),
+        ("sampling: {top_p: 1.5}", "sampling.top_p: 1.5"),
+        ("sampling: {method: magic}", "sampling.method"),
+        ("arms: [{student: small, length: 0}]", "the draft length of 'small' is 0; it must be at least 1"),
+        ("arms: [{student: none, length: 2}]", "'none' drafts nothing"),
+        ("arms: [{student: huge, length: 2}]", "unknown student 'huge'; the family has small, medium, large"),
+        ("arms: []", "arms: the list is empty"),
+        ("arms: [{student: small, length: 2}, {student: small, length: 2}]", "arms: listed twice: small-2"),
+        ("draft_length: 0", "draft_length: 0 is not at least 1"),
+        ("threshold: {limits: [0.8, 0.4]}", "threshold.limits: [0.8, 0.4] must rise"),
+        ("threshold: {limits: [0.4]}", "threshold.limits: 1 limits"),
+        ("threshold: {students: [small, small, huge]}", "none drafts with 'huge'"),
+        ("ppo: {n_steps: 64, batch_size: 128}", "ppo.batch_size: 128 is more than ppo.n_steps, 64"),
+        ("ppo: {batch_size: 0}", "ppo.batch_size"),
+        ("ppo: {learning_rate: -1}", "ppo.learning_rate"),
+        ("ppo: {gamma: 1.5}", "ppo.gamma"),
+        ("reward: {clip: 0}", "reward.clip: 0"),
+        ("evaluation: {prompts: 1}", "evaluation.prompts: 1"),
+        ("family: {target: {path: /no/such/folder}}", "family.target.path: there is no folder /no/such/folder"),
+        ("family: {students: {none: {path: 'pocket:small'}}}", "the name 'none' is reserved"),
+        ("family: {threads: 0}", "family.threads: 0"),
+        ("family: {device: toaster}", "family.device: 'toaster'"),
+        ("prompts: {source: /no/such/file.jsonl}", "prompts.source: there is no file /no/such/file.jsonl"),
+        ("prompts: {source: poems.doc}", "prompts.source: poems.doc is neither"),
+        ("name: ../escape", "name: '../escape'"),
+    ],
+)
+def test_bad_configurations_are_one_line(text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown key, a wrong type, a value out of range or a missing folder: one line that names it, status 2, nothing written."""
+    (tmp_path / "config.yaml").write_text(text)
+    line = fails(train.main, [f"--config={tmp_path}/config.yaml", f"--runs={tmp_path}/runs"], capsys)
+    assert expected in line
+    assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
+
+
+def test_a_missing_configuration_file_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """So is a file that is not there."""
+    assert "nowhere.yaml" in fails(train.main, ["--config=nowhere.yaml"], capsys)
+
+
+def test_a_mistyped_option_suggests_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line too."""
+    assert "did you mean ppo.learning_rate?" in fails(train.main, ["--ppo.lerning_rate=1"], capsys)
+
+
+def test_wrong_families_are_refused(tmp_path: Path, other_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A corrupt weight file, a student with another tokenizer, missing tensors: one line each that names the student."""
+    good = f"--family.target.path={other_folder}/target"
+
+    def line(folder: Path) -> str:
+        return fails(doctor.main, [good, f"--family.students={{bad: {{path: {folder}}}}}"], capsys)
+
+    corrupt = tmp_path / "corrupt"
+    qwen2(384, 16, 1, seed=0).save_pretrained(corrupt)
+    tokenizer().save_pretrained(corrupt)
+    weights = corrupt / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "family.students.bad.path" in line(corrupt)
+
+    stranger = tmp_path / "stranger"
+    qwen2(384, 16, 1, seed=0).save_pretrained(stranger)
+    tokenizer(texts=("entirely other words make other merges, wherefore", "zzz yyy xxx www")).save_pretrained(stranger)
+    assert "family.students.bad: its tokenizer differs from the target's" in line(stranger)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "family.students.bad.path" in line(empty)
+
+
+def test_runs_are_not_overwritten_by_accident(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second run of a name needs ``--overwrite``; a folder that is no run is never touched."""
+    run = tmp_path / "runs" / "pocket"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("name: pocket\n")
+    assert "--overwrite=true" in fails(train.main, [f"--runs={tmp_path}/runs"], capsys)
+    (run / "config.yaml").unlink()
+    (run / "thesis.tex").write_text("years of work")
+    assert "is not a run" in fails(train.main, [f"--runs={tmp_path}/runs", "--overwrite=true"], capsys)
+    assert (run / "thesis.tex").read_text() == "years of work"
+
+
+def test_evaluate_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without a run and no folder at all are one line each."""
+    assert "is not the folder of a run" in fails(evaluate.main, [str(tmp_path)], capsys)
+    assert "run" in fails(evaluate.main, [], capsys)
+
+
+def test_unknown_benchmarks_and_students_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """``bench`` names what there is."""
+    assert "there is decode" in fails(bench.main, ["sorting"], capsys)
+    assert "the family has no 'huge'" in fails(bench.main, ["decode", "--student=huge"], capsys)
+
+
+def test_doctor_finds_the_pocket_family_well(capsys: pytest.CaptureFixture[str]) -> None:
+    """Versions, devices, and a lossless family."""
+    doctor.main([])
+    output = capsys.readouterr().out
+    assert "same text with" in output
+    assert "all is well" in output
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short training with a short evaluation, as a user would start it."""
+    runs = tmp_path_factory.mktemp("runs")
+    small = ["--ppo.total_steps=128", "--ppo.n_steps=64", "--ppo.batch_size=32", "--ppo.n_epochs=2", "--validate_every=64"]
+    short = ["--validation_prompts=2", "--evaluation.prompts=3", "--prompts.max_new_tokens=24"]
+    train.main([f"--config={ROOT}/configs/pocket.yaml", f"--runs={runs}", "--name=short", *small, *short])
+    return runs / "short"
+
+
+def test_a_run_leaves_everything_behind(trained: Path) -> None:
+    """Configuration, command, versions, metrics, TensorBoard events, checkpoints, best policy, evaluation and figure."""
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["ppo"]["total_steps"] == 128
+    metrics = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in metrics] == [64, 128]
+    assert all(row["latency_ms_per_token"] > 0 and row["policy_entropy_nats"] > 0 for row in metrics)
+    assert list(trained.glob("tensorboard/*/events*"))
+    assert len(list(trained.glob("checkpoints/step-*/policy.safetensors"))) >= 2
+    assert json.loads((trained / "environment.json").read_text())["torch"]
+    assert (trained / "performance_metrics.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(trained.rglob("*.tmp"))
+    assert not list(trained.rglob("*.zip")) + list(trained.rglob("*.pkl"))
+
+
+def test_the_evaluation_compares_all_policies(trained: Path) -> None:
+    """Target alone, each student fixed, random, threshold, learned: latency with interval, speed-up, acceptance, arm shares."""
+    rows = {row["policy"]: row for row in json.loads((trained / "evaluation.json").read_text())}
+    fixed = {f"always {arm}" for arm in ("small-5", "medium-5", "large-5", "lookup-5")}
+    assert set(rows) == {"target alone", "random", "threshold", "learned", *fixed}
+    for row in rows.values():
+        assert row["ci_low"] <= row["latency_ms_per_token"] <= row["ci_high"]
+        assert row["mode"] == "live"
+        assert sum(row["arm_shares"].values()) == pytest.approx(1)
+        assert row["num_emitted_tokens"] == rows["target alone"]["num_emitted_tokens"]
+    assert rows["target alone"]["speedup"] == 1
+    assert rows["target alone"]["mean_acceptance_length"] == 1
+    assert rows["always small-5"]["arm_shares"] == {"small-5": 1}
+
+
+def test_evaluate_repeats_a_runs_comparison(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same prompts and texts again; the table goes to the screen and the rows to a file of one's own."""
+    before = json.loads((trained / "evaluation.json").read_text())
+    evaluate.main([str(trained), f"--json={tmp_path}/rows.json"])
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert {row["num_emitted_tokens"] for row in rows} == {row["num_emitted_tokens"] for row in before}
+    output = capsys.readouterr().out
+    assert "learned against threshold" in output
+    assert "always large-5" in output
+
+
+def test_the_exported_network_decides_like_the_learner(trained: Path) -> None:
+    """The best policy is one of the checkpoints, bit for bit."""
+    best = (trained / "best" / "policy.safetensors").read_bytes()
+    assert best in [path.read_bytes() for path in trained.glob("checkpoints/*/policy.safetensors")]
+    NetworkPolicy.load(trained / "best" / "policy.safetensors").check_fits(13, 5, trained)
+
+
+def test_a_second_family_needs_a_configuration_file_and_no_code(
+    tmp_path: Path, other_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other architectures, sizes, vocabulary and number of students train and evaluate from YAML alone."""
+    (tmp_path / "other.yaml").write_text(
+        f"""
+name: other
+runs: {tmp_path}/runs
+family:
+  target: {{path: {other_folder}/target}}
+  students:
+    tiny: {{path: {other_folder}/tiny}}
+    twin: {{path: {other_folder}/twin}}
+draft_length: 3
+prompts: {{source: {tmp_path}/prompts.txt, max_new_tokens: 16}}
+ppo: {{total_steps: 64, n_steps: 32, batch_size: 16, n_epochs: 1}}
+validation_prompts: 2
+evaluation: {{prompts: 2}}
+"""
+    )
+    (tmp_path / "prompts.txt").write_text("\n".join(f"add({i}, {i + 1})" for i in range(20)))
+    train.main([f"--config={tmp_path}/other.yaml"])
+    rows = json.loads((tmp_path / "runs" / "other" / "evaluation.json").read_text())
+    assert {"always tiny-3", "always twin-3", "threshold", "learned"} <= {row["policy"] for row in rows}
+    assert "learned against threshold" in capsys.readouterr().out
+
+
+def test_bench_decode_compares_with_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both decoders emit the same tokens, and the rows say how fast each was."""
+    argv = ["decode", "--num_prompts=2", "--prompts.max_new_tokens=16", "--draft_length=3", f"--json={tmp_path}/rows.json"]
+    bench.main(argv)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["policy"] for row in rows] == ["dispatch-rl small-3", "transformers assisted small-3"]
+    assert rows[1]["speedup"] == 1
+    assert "the two emit the same tokens" in capsys.readouterr().out

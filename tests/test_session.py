@@ -1,0 +1,156 @@
+"""What a session promises besides the text: caches that roll back in place, lazy students, honest records."""
+
+from itertools import islice
+from random import Random
+
+import pytest
+import torch
+
+from dispatch_rl.bench import our_decoder, transformers_decoder
+from dispatch_rl.config import PromptConfig
+from dispatch_rl.decoding.arms import NONE, Arm
+from dispatch_rl.decoding.cache import RollbackCache
+from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.models import CachedModel
+from dispatch_rl.decoding.rounds import Round
+from dispatch_rl.decoding.sampling import Sampling
+from dispatch_rl.decoding.session import DecodingSession
+from dispatch_rl.errors import UserError
+from dispatch_rl.kernels.entropy import entropy
+from dispatch_rl.prompts import prompts
+
+PROMPT = "Problem: Compute 48 + 29.\n<think>\n"
+
+
+def begin(family: Family, max_new_tokens: int = 64, sampling: Sampling | None = None) -> DecodingSession:
+    """Begin to decode a short prompt."""
+    return DecodingSession(family, family.encode(PROMPT), sampling or Sampling(), max_new_tokens)
+
+
+def finish(session: DecodingSession, arm: Arm) -> list[Round]:
+    """Decode to the end with one arm."""
+    while not session.finished:
+        session.step(arm)
+    return session.rounds
+
+
+@pytest.mark.parametrize("student", ["small", "medium", "large"])
+def test_same_tokens_as_transformers_assisted_generation(pocket: Family, student: str) -> None:
+    """A fixed student at a fixed length, greedy: the tokens of ``generate(assistant_model=...)``."""
+    ours, theirs = our_decoder(pocket, student, 5, 64), transformers_decoder(pocket, student, 5, 64)
+    for prompt in islice(prompts(PromptConfig(), pocket, "test", seed=5), 4):
+        assert ours(prompt.tokens) == theirs(prompt.tokens)
+
+
+def test_a_student_that_is_never_chosen_never_reads(pocket: Family) -> None:
+    """Prefill and catch-up happen when a student is chosen, not before."""
+    session = begin(pocket)
+    for _ in range(3):
+        session.step(Arm("medium", 2))
+    assert (pocket.students["small"].length, pocket.students["large"].length) == (0, 0)
+    assert pocket.students["medium"].length > session.prompt_length
+
+
+def test_catch_up_is_part_of_the_first_draft_forward(pocket: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three draft tokens are three forward passes of the student, however far it is behind."""
+    session = begin(pocket)
+    for _ in range(4):
+        session.step(Arm(NONE))
+    lengths: list[int] = []
+    forward = CachedModel.forward
+
+    def counted(self: CachedModel, tokens: torch.Tensor, rows: int | None = None) -> torch.Tensor:
+        if self is pocket.students["small"]:
+            lengths.append(len(tokens))
+        return forward(self, tokens, rows)
+
+    monkeypatch.setattr(CachedModel, "forward", counted)
+    behind = len(session.tokens)
+    session.step(Arm("small", 3))
+    assert lengths == [behind, 1, 1]
+
+
+def test_caches_roll_back_in_place(pocket: Family) -> None:
+    """The buffers of every layer stay where they are from the first round to the last, and hold just what stands."""
+    session = begin(pocket, 64, Sampling(1.0, seed=5))
+
+    def places() -> list[int]:
+        layers = [layer for model in pocket.models() for layer in model.cache.layers]
+        return [layer.keys.data_ptr() for layer in layers if layer.is_initialized]
+
+    session.step(Arm("small", 4))
+    before = places()
+    while not session.finished:
+        session.step(Arm("small", 4))
+        assert pocket.target.length == len(session.tokens) - 1
+        assert pocket.students["small"].length <= len(session.tokens) - 1
+    assert places() == before
+
+
+def test_cache_refuses_to_grow_by_rolling_back() -> None:
+    """A cache can only be rolled back to what it holds."""
+    with pytest.raises(ValueError, match="cannot roll back from 0 to 3"):
+        RollbackCache(2).length = 3
+
+
+def test_records_add_up(pocket: Family) -> None:
+    """A round emits the accepted tokens and one more, and its parts of time are its latency."""
+    session = begin(pocket, 50, Sampling(0.8, seed=2))
+    rounds = finish(session, Arm("small", 4))
+    assert session.text_tokens[1:] == [token for record in rounds for token in record.emitted]
+    for record in rounds[:-1]:
+        assert len(record.emitted) == record.num_accepted + 1 == len(record.entropies_nats)
+        assert record.drafted[: record.num_accepted] == record.emitted[:-1]
+    for record in rounds:
+        assert min(record.draft_ms, record.verify_ms, record.overhead_ms) >= 0
+        assert record.latency_ms == record.draft_ms + record.verify_ms + record.overhead_ms
+
+
+def test_entropies_are_the_targets_along_its_text(pocket: Family) -> None:
+    """Every emitted token comes with the entropy of the distribution it was chosen from, before temperature."""
+    session = begin(pocket, 40, Sampling(0.7, seed=9))
+    rounds = finish(session, Arm("large", 6))
+    with torch.inference_mode():
+        logits = pocket.target.model(torch.tensor([session.tokens]), use_cache=False).logits[0]
+    exact = entropy(logits.double()).entropy_nats[session.prompt_length : -1]
+    seen = torch.tensor([value for record in rounds for value in record.entropies_nats])
+    torch.testing.assert_close(seen, exact.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_token_policy_that_answers_in_advance_is_an_arm(pocket: Family) -> None:
+    """Asking once per draft token and always hearing the same is the round-level arm."""
+    by_round, by_token = begin(pocket), None
+    rounds = finish(by_round, Arm("medium", 3))
+    by_token = begin(pocket)
+    while not by_token.finished:
+        by_token.step_by_token(lambda draft: "medium" if len(draft) < 3 else None)
+    assert [(r.drafted, r.emitted) for r in by_token.rounds] == [(r.drafted, r.emitted) for r in rounds]
+
+
+def test_lag_is_what_a_student_has_not_read(pocket: Family) -> None:
+    """The lag feature counts the committed tokens beyond a student's cache, the last one apart."""
+    session, rng = begin(pocket, 64, Sampling(1.0, seed=4)), Random(0)
+    names = [feature.name for feature in session._tracker.table]
+    while not session.finished:
+        observation = dict(zip(names, session.observation().tolist(), strict=True))
+        for name, student in pocket.students.items():
+            assert observation[f"lag_{name}"] == min(256, len(session.tokens) - 1 - student.length)
+        session.step(Arm(rng.choice(list(pocket.students)), 3))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_new_tokens", "message"),
+    [([], 5, "prompt: it is empty"), ([1] * 1024, 5, "prompt: 1024 tokens leave no room"), ([1], 0, "max_new_tokens: 0")],
+)
+def test_impossible_texts_are_refused(pocket: Family, prompt: list[int], max_new_tokens: int, message: str) -> None:
+    """An empty prompt, one that fills the context, and a limit of zero are one line each."""
+    with pytest.raises(UserError, match=message):
+        DecodingSession(pocket, prompt, Sampling(), max_new_tokens)
+
+
+def test_a_finished_text_cannot_go_on(pocket: Family) -> None:
+    """No round follows the last."""
+    session = begin(pocket, 2)
+    finish(session, Arm(NONE))
+    with pytest.raises(ValueError, match="the text has ended"):
+        session.step(Arm(NONE))
