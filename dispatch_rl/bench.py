@@ -56,9 +56,7 @@ def our_decoder(family: "Family", student: str, draft_length: int, max_new_token
     return decode
 
 
-def transformers_decoder(
-    family: "Family", student: str, draft_length: int, max_new_tokens: int
-) -> Callable[[Sequence[int]], list[int]]:
+def transformers_decoder(family: "Family", student: str, draft_length: int, max_new_tokens: int) -> Callable[[Sequence[int]], list[int]]:
     """Return the same by ``generate(assistant_model=...)`` with a constant draft length.
 
     The knobs are read from the assistant's own generation configuration; given to ``generate`` they are ignored.
@@ -154,18 +152,14 @@ def main(argv: Sequence[str]) -> None:
     """Run a benchmark by name."""
     if argv[:1] != ["decode"]:
         if argv[:1] in (["--help"], ["-h"]):
-            print(
-                "usage: python -m dispatch_rl.bench decode [--help]\n\ndecode  fixed student against transformers' assisted generation"
-            )
+            print("usage: python -m dispatch_rl.bench decode [--help]\n\ndecode  fixed student against transformers' assisted generation")
             return
         raise UserError(f"bench: there is no benchmark '{' '.join(argv[:1])}'; there is decode")
     parser = cli.make_parser(DecodeBenchConfig, "bench decode", DecodeBenchConfig.__doc__ or "")
     config = cli.build(DecodeBenchConfig, parser, cli.parse(parser, argv[1:]))
     rows = bench_decode(config)
     ours = rows[0]
-    print(
-        f"{ours['num_prompts']} held-out prompts, {ours['num_emitted_tokens']} tokens, greedy, {ours['device']}; prefill included"
-    )
+    print(f"{ours['num_prompts']} held-out prompts, {ours['num_emitted_tokens']} tokens, greedy, {ours['device']}; prefill included")
     print("the two emit the same tokens\n")
     print(f"{'decoder':<34} {'ms/token':>9} {'95 % interval':>17} {'tokens/s':>9}")
     for row in rows:

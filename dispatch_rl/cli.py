@@ -1,7 +1,7 @@
 """The command line that all commands share: YAML, dotted overrides, short errors.
 
-Every key of a configuration class is an option. ``--config FILE`` may be given several times; later files win over earlier ones, and
-options win over files wherever they stand. Imports nothing heavy, so that ``--help`` is quick.
+Every key of a configuration class is an option. ``--config FILE`` may be given several times; later files win over earlier
+ones, and options win over files wherever they stand. Imports nothing heavy, so that ``--help`` is quick.
 """
 
 import difflib
@@ -35,7 +35,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 class Parser(ArgumentParser):
     """A parser whose errors are one line with a suggestion."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with status 2.
 
         Raises:

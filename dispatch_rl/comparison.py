@@ -106,6 +106,6 @@ def _check_same_text(prompt: Prompt, texts: Mapping[str, DecodedText]) -> None:
     for name, text in texts.items():
         if text.tokens != expected:
             raise UserError(
-                f"'{name}' changed the text of a {prompt.kind} prompt (seed {prompt.seed}): the device rounds one token and several "
-                "differently; set family.dtype to float32"
+                f"'{name}' changed the text of a {prompt.kind} prompt (seed {prompt.seed}): "
+                "the device rounds one token and several differently; set family.dtype to float32"
             )

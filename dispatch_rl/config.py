@@ -205,9 +205,7 @@ class TrainConfig(DecodingConfig):
 
     def __post_init__(self) -> None:
         if not _RUN_NAME.fullmatch(self.name):
-            raise UserError(
-                f"name: '{self.name}' may hold letters, digits, '.', '_' and '-', and begins with none of the last three"
-            )
+            raise UserError(f"name: '{self.name}' may hold letters, digits, '.', '_' and '-', and begins with none of the last three")
         for key in ("validate_every", "validation_prompts"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}: {getattr(self, key)} is not at least 1")

@@ -28,6 +28,7 @@ class ScaledFeatures(BaseFeaturesExtractor):
 
     def __init__(self, observation_space: spaces.Box, scale: list[float]) -> None:
         super().__init__(observation_space, features_dim=len(scale))
+        self.scale: Tensor
         self.register_buffer("scale", torch.tensor(scale))
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def extract_policy(model: PPO) -> NetworkPolicy:
     layers = [layer for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, nn.Linear)]
     layers.append(model.policy.action_net)  # type: ignore[arg-type]
     return NetworkPolicy(
-        model.policy.pi_features_extractor.scale.numpy().copy(),  # type: ignore[operator, union-attr]
+        model.policy.pi_features_extractor.scale.numpy().copy(),  # type: ignore[operator]
         [layer.weight.detach().numpy().copy() for layer in layers],
         [layer.bias.detach().numpy().copy() for layer in layers],
     )

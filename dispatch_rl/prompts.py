@@ -57,9 +57,7 @@ def prompts(config: PromptConfig, family: Family, split: Split, seed: int) -> It
         if not tokens:
             raise UserError(f"prompts.source: an empty prompt in {config.source}")
         if len(tokens) >= family.context_limit:
-            raise UserError(
-                f"prompts.source: a prompt of {len(tokens)} tokens leaves no room in a context of {family.context_limit}"
-            )
+            raise UserError(f"prompts.source: a prompt of {len(tokens)} tokens leaves no room in a context of {family.context_limit}")
         yield Prompt(kind, tokens, number)
 
 

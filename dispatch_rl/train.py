@@ -18,9 +18,7 @@ _DEFAULT_CONFIG = "pocket.yaml"
 
 def main(argv: Sequence[str]) -> None:
     """Learn, keep the best policy, and compare it with the baselines."""
-    parser = cli.make_parser(
-        TrainConfig, "train", "Train a dispatcher with PPO on real decoding and compare it with the baselines."
-    )
+    parser = cli.make_parser(TrainConfig, "train", "Train a dispatcher with PPO on real decoding and compare it with the baselines.")
     namespace = cli.parse(parser, argv)
     config = cli.build(TrainConfig, parser, namespace)
     check(config)

@@ -103,7 +103,7 @@ class LiveDecodingEnv(gym.Env[Observation, np.int64]):
         self.features = feature_table(tuple(self.family.students))
         self.split: Split = split
         self.render_mode = render_mode
-        self.action_space = spaces.Discrete(len(self.arms))  # type: ignore[assignment]
+        self.action_space = spaces.Discrete(len(self.arms))
         self.observation_space = spaces.Box(
             np.array([f.low for f in self.features], dtype=np.float32),
             np.array([f.high for f in self.features], dtype=np.float32),

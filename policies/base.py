@@ -11,6 +11,7 @@ class Policy(Protocol):
 
     def reset(self) -> None:
         """Begin a new text. A policy without memory inherits this and does nothing."""
+        return
 
     def __call__(self, observation: NDArray[np.float32]) -> int:
         """Return the action (index of an arm) for an ``observation [features]``."""

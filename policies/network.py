@@ -28,13 +28,13 @@ class NetworkPolicy(Policy):
         self._tensors = {"scale": scale}
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             self._tensors |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
-        self._weights = [weights[0] / scale, *weights[1:]]
+        self._weights: list[Array] = [weights[0] / scale, *weights[1:]]
         self._biases = list(biases)
 
     @property
     def num_features(self) -> int:
         """Length of the observation."""
-        return self._weights[0].shape[1]
+        return int(self._weights[0].shape[1])
 
     @property
     def num_actions(self) -> int:
@@ -55,7 +55,7 @@ class NetworkPolicy(Policy):
 
     def logits(self, observation: Array) -> Array:
         """Return the unnormalised log-probabilities of the arms ``[actions]``."""
-        x = observation
+        x: Array = observation
         for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
             x = np.tanh(weight @ x + bias)
         result: Array = self._weights[-1] @ x + self._biases[-1]

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ class ThresholdPolicy(Policy):
     """
 
     def __init__(self, limits: Sequence[float], actions: Sequence[int], entropy_index: int = 0) -> None:
-        if any(not low < high for low, high in zip(limits, limits[1:], strict=False)) or not all(limit >= 0 for limit in limits):
+        if any(not low < high for low, high in pairwise(limits)) or not all(limit >= 0 for limit in limits):
             raise UserError(f"threshold.limits: {list(limits)} must rise and not be negative, as [0.4, 0.8] does")
         if len(actions) != len(limits) + 1:
             raise UserError(

@@ -1,7 +1,6 @@
 """The live environment passes both checkers, shows what it does, and pays what it says."""
 
 import warnings
-from collections.abc import Iterator
 
 import gymnasium as gym
 import numpy as np
@@ -19,11 +18,11 @@ from dispatch_rl.errors import UserError
 ENV_ID = "dispatch_rl/LiveDecoding-v0"
 
 
-@pytest.fixture()
-def env(pocket: Family) -> Iterator[LiveDecodingEnv]:
+@pytest.fixture
+def env(pocket: Family) -> LiveDecodingEnv:
     """A short environment on the shared family."""
     config = DecodingConfig(prompts=PromptConfig(max_new_tokens=40))
-    yield LiveDecodingEnv(config, reward=RewardConfig(reference_ms_per_token=3.0, clip=1e9), family=pocket, render_mode="ansi")
+    return LiveDecodingEnv(config, reward=RewardConfig(reference_ms_per_token=3.0, clip=1e9), family=pocket, render_mode="ansi")
 
 
 def test_both_checkers_pass_without_a_warning() -> None:

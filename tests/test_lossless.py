@@ -13,7 +13,7 @@ from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession, DraftToken
 from dispatch_rl.kernels.noise import gumbel
-from dispatch_rl.kernels.verify import shape
+from dispatch_rl.kernels.verify import shape, verify_exact
 from dispatch_rl.prompts import prompts
 
 Stepper = Callable[[DecodingSession], object]
@@ -24,14 +24,15 @@ def own_text(family: Family, prompt: Sequence[int], text: Sequence[int], samplin
 
     If it equals ``text``, then by induction over the positions ``text`` is what the target alone would have written.
     """
-    model = family.target.model
     with torch.inference_mode():
-        logits = model(torch.tensor([[*prompt, *text]]), use_cache=False).logits[0, len(prompt) - 1 : -1, : family.vocab]
+        logits: torch.Tensor = family.target.model(torch.tensor([[*prompt, *text]]), use_cache=False).logits[
+            0, len(prompt) - 1 : -1, : family.vocab
+        ]
     if sampling.greedy:
-        return logits.argmax(-1).tolist()
+        return [int(token) for token in logits.argmax(-1)]
     positions = torch.arange(len(prompt), len(prompt) + len(text))
     scores = shape(logits, sampling.temperature, sampling.top_k, sampling.top_p) + gumbel(sampling.seed, positions, family.vocab)
-    return scores.argmax(-1).tolist()
+    return [int(token) for token in scores.argmax(-1)]
 
 
 def random_sampling(rng: Random) -> Sampling:
@@ -130,10 +131,8 @@ def test_losslessness_can_fail(pocket: Family, monkeypatch: pytest.MonkeyPatch) 
     """Accepting one token too many makes the comparison red."""
     from dispatch_rl.decoding import drafting
 
-    right = drafting.verify_exact
-
     def generous(scores: torch.Tensor, drafted: torch.Tensor) -> tuple[int, int]:
-        accepted, following = right(scores, drafted)
+        accepted, following = verify_exact(scores, drafted)
         return min(accepted + 1, len(drafted)), following
 
     monkeypatch.setattr(drafting, "verify_exact", generous)

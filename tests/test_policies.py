@@ -75,9 +75,7 @@ def network(seed: int = 0) -> NetworkPolicy:
 def test_network_by_hand() -> None:
     """One hidden unit: logits = (tanh(2 * 6 / 3 - 4), 1) = (0, 1), so the second arm."""
     one = np.ones((1, 1), dtype=np.float32)
-    policy = NetworkPolicy(
-        3 * one[0], [2 * one, np.array([[1], [0]], dtype=np.float32)], [-4 * one[0], np.array([0, 1], dtype=np.float32)]
-    )
+    policy = NetworkPolicy(3 * one[0], [2 * one, np.array([[1], [0]], dtype=np.float32)], [-4 * one[0], np.array([0, 1], dtype=np.float32)])
     np.testing.assert_allclose(policy.logits(np.array([6], dtype=np.float32)), [0, 1], atol=1e-6)
     assert policy(np.array([6], dtype=np.float32)) == 1
 
@@ -94,7 +92,7 @@ def test_network_survives_its_file(tmp_path: Path) -> None:
 def test_broken_policy_files_are_refused(tmp_path: Path) -> None:
     """Missing, corrupt, incomplete and non-finite files are one line each that names the file."""
     path = tmp_path / "policy.safetensors"
-    with pytest.raises(UserError, match="policy.safetensors"):
+    with pytest.raises(UserError, match=r"policy\.safetensors"):
         NetworkPolicy.load(path)
     path.write_bytes(b"no safetensors")
     with pytest.raises(UserError, match="not a policy"):

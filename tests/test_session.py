@@ -75,8 +75,7 @@ def test_caches_roll_back_in_place(pocket: Family) -> None:
     session = begin(pocket, 64, Sampling(1.0, seed=5))
 
     def places() -> list[int]:
-        layers = [layer for model in pocket.models() for layer in model.cache.layers]
-        return [layer.keys.data_ptr() for layer in layers if layer.is_initialized]
+        return [address for model in pocket.models() for address in model.cache.addresses()]
 
     session.step(Arm("small", 4))
     before = places()
@@ -119,8 +118,7 @@ def test_entropies_are_the_targets_along_its_text(pocket: Family) -> None:
 
 def test_token_policy_that_answers_in_advance_is_an_arm(pocket: Family) -> None:
     """Asking once per draft token and always hearing the same is the round-level arm."""
-    by_round, by_token = begin(pocket), None
-    rounds = finish(by_round, Arm("medium", 3))
+    rounds = finish(begin(pocket), Arm("medium", 3))
     by_token = begin(pocket)
     while not by_token.finished:
         by_token.step_by_token(lambda draft: "medium" if len(draft) < 3 else None)

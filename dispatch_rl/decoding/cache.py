@@ -10,14 +10,14 @@ _GRANULE = 512
 """Capacities are multiples of this (tokens), so that texts of similar length share a buffer."""
 
 
-class _Layer(CacheLayerMixin):
+class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's keys and values in a buffer ``[1, heads, capacity, head_dim]``; the first ``length`` positions are valid."""
 
     is_compileable = False
     is_sliding = False
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.length = 0
         self.capacity = 0
 
@@ -31,7 +31,8 @@ class _Layer(CacheLayerMixin):
         """Write the new positions behind the valid ones and return views of all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         end = self.length + key_states.shape[2]
         if end > self.keys.shape[2]:
             raise IndexError(f"the cache holds {self.keys.shape[2]} tokens, {end} are needed")
@@ -61,25 +62,30 @@ class RollbackCache(Cache):
     """What a model has read so far. ``length`` may be lowered at will; what lies beyond is overwritten by the next forward."""
 
     def __init__(self, layers: int) -> None:
-        super().__init__(layers=[_Layer() for _ in range(layers)])
+        self._rollback_layers = [_Layer() for _ in range(layers)]
+        super().__init__(layers=list(self._rollback_layers))
 
     @property
     def length(self) -> int:
         """Number of valid positions (tokens)."""
-        return self.layers[0].get_seq_length()
+        return self._rollback_layers[0].length
 
     @length.setter
     def length(self, tokens: int) -> None:
         if not 0 <= tokens <= self.length:
             raise ValueError(f"cannot roll back from {self.length} to {tokens} tokens")
-        for layer in self.layers:
+        for layer in self._rollback_layers:
             layer.length = tokens
 
     def reserve(self, capacity: int) -> None:
         """Empty the cache and make room for ``capacity`` tokens; buffers that are large enough are kept."""
-        for layer in self.layers:
+        for layer in self._rollback_layers:
             layer.length = 0
             if capacity > layer.capacity:
                 layer.capacity = -(-capacity // _GRANULE) * _GRANULE
                 layer.keys = layer.values = None
                 layer.is_initialized = False
+
+    def addresses(self) -> list[int]:
+        """Return where the buffers lie in memory; empty before the first forward."""
+        return [layer.keys.data_ptr() for layer in self._rollback_layers if layer.keys is not None]

@@ -116,11 +116,11 @@ def _load(config: FamilyConfig, device: torch.device) -> Family:
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Hide transformers' bars about weights that are read from disk; the hub's own bars for downloads stay."""
-    transformers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        transformers.logging.enable_progress_bar()
+        transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def resolve(source: ModelSource) -> str:
@@ -164,7 +164,8 @@ def _load_tokenizer(key: str, source: ModelSource) -> PreTrainedTokenizerBase:
 
 def _load_model(key: str, source: ModelSource, config: FamilyConfig, device: torch.device) -> PreTrainedModel:
     dtype = getattr(torch, config.dtype)
-    model, report = _loading(key, source, AutoModelForCausalLM.from_pretrained, dtype=dtype, output_loading_info=True)
+    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    model, report = _loading(key, source, load, dtype=dtype, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{key}.path: {resolve(source)} lacks {len(missing)} tensors, {missing[0]} among them")
     loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)

@@ -48,8 +48,7 @@ _TARGET_FEATURES = (
 def feature_table(students: Sequence[str]) -> tuple[Feature, ...]:
     """Return the features of a family with these ``students``, in the order of the observation."""
     acceptance = (
-        Feature(f"acceptance_{s}", "1", 0, 1, 1, f"moving share of accepted draft tokens of '{s}' (decay 0.9, first 0.5)")
-        for s in students
+        Feature(f"acceptance_{s}", "1", 0, 1, 1, f"moving share of accepted draft tokens of '{s}' (decay 0.9, first 0.5)") for s in students
     )
     lag = (Feature(f"lag_{s}", "tokens", 0, 256, 16, f"committed tokens that the cache of '{s}' is behind") for s in students)
     return (*_TARGET_FEATURES, *acceptance, *lag)

@@ -34,9 +34,7 @@ class DecodedText:
     """The entropy (nats) that the policy saw before each round."""
 
 
-def decode(
-    family: Family, policy: Policy, arms: ArmTable, prompt: Sequence[int], sampling: Sampling, max_new_tokens: int
-) -> DecodedText:
+def decode(family: Family, policy: Policy, arms: ArmTable, prompt: Sequence[int], sampling: Sampling, max_new_tokens: int) -> DecodedText:
     """Continue ``prompt`` to its end; ``policy`` chooses an arm before every round."""
     session = DecodingSession(family, prompt, sampling, max_new_tokens)
     policy.reset()

@@ -41,8 +41,8 @@ TokenPolicy = Callable[[tuple[DraftToken, ...]], str | None]
 class DecodingSession:
     """The decoding of one prompt.
 
-    The constructor reads the prompt and emits the first token. A round is then any number of :meth:`draft` calls and one
-    :meth:`verify`; :meth:`step` does a whole round for an arm that was chosen in advance. A family's caches serve one session at a time.
+    The constructor reads the prompt and emits the first token. A round is then any number of :meth:`draft` calls and one :meth:`verify`;
+    :meth:`step` does a whole round for an arm that was chosen in advance. A family's caches serve one session at a time.
 
     Raises:
         UserError: The prompt is empty or leaves no room in the context, or ``max_new_tokens`` is below 1.

@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> None:
     if missing := [folder for folder in recipe.folders if not folder.is_dir()]:
         raise UserError(f"folders: there is no folder {missing[0]}")
 
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
     from dispatch_rl.pocket import card, stdlib
     from dispatch_rl.pocket.corpus import Corpus, encode_files, folder_files, tokenizer_sample
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     files = [*stdlib.training_files(), *folder_files(recipe.folders)]
     kept = recipe.output / "target"
     if (kept / "tokenizer.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(kept)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(kept)
     else:
         tokenizer = train_tokenizer(tokenizer_sample(files, recipe.seed), recipe.vocab_size)
         tokenizer.save_pretrained(kept)

@@ -55,15 +55,14 @@ class Corpus:
         self.seed = seed
 
     def batch(self, step: int, rows: int, reasoning_share: float) -> NDArray[np.int64]:
-        """Return the tokens ``[rows, window + 1]`` of ``step``; reasoning rows come first."""
+        """Return the tokens ``[rows, window + 1]`` of ``step``; excerpts from files come first, so that every stride sees both kinds."""
         rng = Random(f"{self.seed}/{step}")
         reasoning_rows = round(rows * reasoning_share)
         stream = problems(rng.randrange(2**62), held_out=False)
-        batch = [self._packed(stream) for _ in range(reasoning_rows)]
-        for _ in range(rows - reasoning_rows):
-            start = rng.randrange(len(self.files) - self.window)
-            batch.append(self.files[start : start + self.window + 1])
-        return np.stack(batch).astype(np.int64)
+        reasoning = [self._packed(stream) for _ in range(reasoning_rows)]
+        starts = [rng.randrange(len(self.files) - self.window) for _ in range(rows - reasoning_rows)]
+        excerpts = [self.files[start : start + self.window + 1] for start in starts]
+        return np.stack(excerpts + reasoning).astype(np.int64)
 
     def _packed(self, stream: Iterator[Problem]) -> Tokens:
         """Return one row of whole problems; the last is cut off."""

@@ -1,6 +1,6 @@
 """What a pocket family can do, measured on text that no model of it has seen."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -139,7 +139,8 @@ def solved_shares(model: CachedModel, family: Family, exam: Sequence[Problem]) -
 def _greedy_texts(model: CachedModel, family: Family, batch: Sequence[Problem]) -> list[str]:
     family.tokenizer.padding_side = "left"
     inputs = family.tokenizer([problem.prompt for problem in batch], return_tensors="pt", padding=True).to(model.device)
-    output = model.model.generate(**inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)
+    generate: Callable[..., Tensor] = model.model.generate  # type: ignore[assignment]
+    output = generate(**inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)
     return family.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

@@ -1,9 +1,10 @@
 """Writing a trained family as Hugging Face folders."""
 
 import platform
-from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from dispatch_rl.pocket.recipe import Recipe
@@ -12,7 +13,8 @@ from dispatch_rl.pocket.recipe import Recipe
 def publish(models: dict[str, Qwen2ForCausalLM], tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
     """Write each model with its tokenizer to ``output/NAME`` in the recipe's 16-bit type, and how they were trained beside them."""
     for name, model in models.items():
-        model.to("cpu", getattr(torch, recipe.dtype)).save_pretrained(recipe.output / name)
+        halved = cast(Qwen2ForCausalLM, nn.Module.to(model, dtype=getattr(torch, recipe.dtype)))
+        halved.save_pretrained(recipe.output / name)
         tokenizer.save_pretrained(recipe.output / name)
     (recipe.output / "TRAINING.md").write_text(training_text(recipe))
 

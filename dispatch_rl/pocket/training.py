@@ -143,7 +143,8 @@ class FamilyTrainer:
         self.recipe = recipe
         self.corpus = corpus
         self.device = _device(recipe.device)
-        self.models = {name: model.to(self.device) for name, model in build_models(recipe, tokenizer).items()}
+        self.models = build_models(recipe, tokenizer)
+        nn.ModuleDict(self.models).to(self.device)
         students = {name: model for name, model in self.models.items() if name != "target"}
         settings = recipe.optimisation
         self._target_optimisers = build_optimisers({"target": self.models["target"]}, settings)
@@ -166,7 +167,7 @@ class FamilyTrainer:
         with torch.autocast(self.device.type, torch.bfloat16):
             tokens = torch.from_numpy(batch).to(self.device)
             losses = self._losses_of(nn.ModuleDict(learning), tokens, settings.distillation, settings.student_stride)
-        losses.sum().backward()
+        losses.sum().backward()  # type: ignore[no-untyped-call]
         self._update(self._target_optimisers, learning_rate_factor(self.step, 0, settings))
         if joined:
             self._update(self._student_optimisers, learning_rate_factor(self.step, settings.alone_steps, settings))
