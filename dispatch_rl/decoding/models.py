@@ -5,6 +5,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dispatch_rl.decoding.cache import RollbackCache
+from dispatch_rl.decoding.fused import FusedForward, is_supported
 
 
 class CachedModel:
@@ -19,6 +20,7 @@ class CachedModel:
         self.device: torch.device = model.device
         self.context_limit: int = model.config.max_position_embeddings
         self.cache = RollbackCache(model.config.num_hidden_layers)
+        self._fused = FusedForward(model) if is_supported(model) else None
 
     @property
     def length(self) -> int:
@@ -28,6 +30,8 @@ class CachedModel:
     def start(self, capacity: int) -> None:
         """Begin a new sequence of at most ``capacity`` tokens."""
         self.cache.reserve(capacity)
+        if self._fused is not None:
+            self._fused.reserve(capacity)
 
     def roll_back(self, length: int) -> None:
         """Forget what was read beyond the first ``length`` tokens."""
@@ -46,11 +50,14 @@ class CachedModel:
             Logits ``[rows, vocab]``.
         """
         past, new = self.cache.length, len(tokens)
+        mask = self._mask(past, new)
+        if self._fused is not None:
+            return self._fused(tokens, self.cache, mask, rows)[:, : self.vocab]
         positions = torch.arange(past, past + new, device=self.device)
         output = self.model(
             input_ids=tokens[None],
             position_ids=positions[None],
-            attention_mask=self._mask(past, new),
+            attention_mask=mask,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=rows or 0,

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from dispatch_rl.pocket.measures import FamilyFigures
 
 _INTRODUCTION = """\
-Four small Qwen2 models for trying out speculative decoding without a GPU: a target and three students that share its tokenizer.
+Small Qwen2 models for trying out speculative decoding without a GPU: a target, and students that share its tokenizer.
 
-**Data.** *Reasoning*: problems with worked solutions from the seeded generator in `dispatch_rl/pocket/reasoning` ({kinds} kinds, five
-levels); a sixteenth of all prompts is held out by checksum. *Code*: the standard library of the Python that trained it, tests included, read from
-its own folder, with the modules in `dispatch_rl/pocket/stdlib.py` held out. Nothing else. The models know nothing about the world and are
-of no use beyond this.
+**Data.** *Reasoning*: problems with worked solutions from the seeded generator in `dispatch_rl/pocket/reasoning` ({kinds} kinds,
+five levels); a sixteenth of all prompts is held out by checksum. *Code*: the standard library of the Python that trained it, tests
+included, read from its own folder; the modules named in `dispatch_rl/pocket/stdlib.py` are held out. Nothing else. The models know
+nothing about the world and are of no use beyond this.
 
 **Training.** {training}
 

@@ -1,7 +1,6 @@
 """Writing a trained family as Hugging Face folders."""
 
 import platform
-from typing import cast
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from dispatch_rl.pocket.recipe import Recipe
 def publish(models: dict[str, Qwen2ForCausalLM], tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
     """Write each model with its tokenizer to ``output/NAME`` in the recipe's 16-bit type, and how they were trained beside them."""
     for name, model in models.items():
-        halved = cast(Qwen2ForCausalLM, nn.Module.to(model, dtype=getattr(torch, recipe.dtype)))
+        halved = nn.Module.to(model, dtype=getattr(torch, recipe.dtype))
         halved.save_pretrained(recipe.output / name)
         tokenizer.save_pretrained(recipe.output / name)
     (recipe.output / "TRAINING.md").write_text(training_text(recipe))
