@@ -1,5 +1,6 @@
 """Prompts: what is decoded."""
 
+import glob
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count, cycle
@@ -17,7 +18,7 @@ from dispatch_rl.pocket.reasoning import problems
 Split = Literal["train", "validation", "test"]
 
 _CODE_PROMPT_LINES = (6, 16)
-_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_FORMATS = {".txt": "from_text", ".jsonl": "from_json", ".json": "from_json", ".parquet": "from_parquet"}
 _SPLIT_SEEDS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -106,14 +107,17 @@ def _read_column(path: Path, column: str) -> list[str]:
         raise UserError(f"prompts.source: {path} is neither 'pocket' nor a {', '.join(_FORMATS)} file")
     if not path.is_file():
         raise UserError(f"prompts.source: there is no file {path}")
+    if path.stat().st_size == 0:
+        raise UserError(f"prompts.source: {path} is empty")
     column = "text" if path.suffix == ".txt" else column
     try:
-        dataset = datasets.load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train")
+        # Its file names are patterns, and `load_dataset` would ask the hub even for a local file.
+        dataset = getattr(datasets.Dataset, _FORMATS[path.suffix])(glob.escape(str(path)))
     except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(f"prompts.source: {path} cannot be read: {first_line(error)}") from error
     if column not in dataset.column_names:
         raise UserError(f"prompts.column: {path} has no column '{column}'; it has {', '.join(dataset.column_names)}")
-    rows = [row for row in dataset[column] if isinstance(row, str) and row.strip()]
+    rows = list(dict.fromkeys(row for row in dataset[column] if isinstance(row, str) and row.strip()))
     if not rows:
         raise UserError(f"prompts.source: {path} holds no prompt")
     return rows

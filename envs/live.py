@@ -74,7 +74,7 @@ class LiveDecodingEnv(gym.Env[Observation, np.int64]):
     Args:
         config: The configuration, or the path of a YAML file; None means the pocket family.
         reward: What is rewarded; None takes it from the file, or the defaults.
-        family: Models that are loaded already; they serve one environment at a time.
+        family: Models that are loaded already. Environments that share them take turns, at the price of reading texts again.
         split: Which prompts are drawn.
         render_mode: ``ansi`` (one line a round) or ``rgb_array`` (a strip for videos).
 

@@ -29,13 +29,16 @@ def entropy(logits: Tensor, vocab: int | None = None) -> RowStatistics:
         vocab: Use only the first ``vocab`` columns.
     """
     x = logits[:, :vocab].float()
-    logsumexp = x.logsumexp(-1)
-    p = (x - logsumexp[:, None]).exp()
     best = x.topk(2, dim=-1).values
+    # Relative to the largest logit, so that large logits cost no accuracy.
+    below = x - best[:, :1]
+    log_sum = below.exp().sum(-1).log()
+    log_p = below - log_sum[:, None]
     return RowStatistics(
-        entropy_nats=torch.special.entr(p).sum(-1),
-        top1_probability=(best[:, 0] - logsumexp).exp(),
+        # An impossible token has log p = -inf and adds nothing; 0 * -inf would be NaN.
+        entropy_nats=-(log_p.exp() * log_p).masked_fill(log_p == -torch.inf, 0).sum(-1),
+        top1_probability=(-log_sum).exp(),
         margin=best[:, 0] - best[:, 1],
         argmax=x.argmax(-1),
-        logsumexp=logsumexp,
+        logsumexp=best[:, 0] + log_sum,
     )

@@ -1,5 +1,7 @@
 """The fused forward pass computes what transformers computes, for every architecture it claims."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -7,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 from dispatch_rl.decoding.fused import is_supported
 from dispatch_rl.decoding.models import CachedModel
 
-SHAPE = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48, "num_attention_heads": 4}
-LLAMA3_ROPE = {
+SHAPE: Any = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48, "num_attention_heads": 4}
+LLAMA3_ROPE: Any = {
     "rope_type": "llama3",
     "rope_theta": 10_000.0,
     "factor": 8.0,
@@ -21,7 +23,7 @@ LLAMA3_ROPE = {
 def models() -> dict[str, PreTrainedModel]:
     """Return random models: grouped and full attention, tied and untied heads, biases, query norms, scaled angles."""
     torch.manual_seed(0)
-    spread = {"initializer_range": 0.3, "max_position_embeddings": 64}
+    spread: Any = {"initializer_range": 0.3, "max_position_embeddings": 64}
     return {
         "qwen2": Qwen2ForCausalLM(Qwen2Config(**SHAPE, num_key_value_heads=2, **spread)),
         "qwen2-tied": Qwen2ForCausalLM(Qwen2Config(**SHAPE, num_key_value_heads=4, tie_word_embeddings=True, **spread)),

@@ -170,7 +170,7 @@ def test_imports_have_no_cycle() -> None:
 
 
 def test_no_file_is_long() -> None:
-    """A file that passes 260 lines wants to be two."""
+    """A file that passes 300 lines wants to be two."""
     files = python_files("dispatch_rl", "envs", "kernels", "policies", "tests")
     lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in files}
-    assert {name: lines for name, lines in lengths.items() if lines > 260} == {}
+    assert {name: lines for name, lines in lengths.items() if lines > 300} == {}

@@ -1,6 +1,7 @@
 """Prompts: the same ones for the same seed, three splits that share nothing, and files that may be wrong."""
 
 import json
+import socket
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
@@ -22,9 +23,17 @@ ROWS = [f"row number {i}" for i in range(30)]
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what ``datasets`` caches out of the home folder."""
+def lookups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Cut the network and return the hosts that are asked for; keep what ``datasets`` caches out of the home folder."""
+    asked: list[object] = []
+
+    def no_network(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise OSError("the tests have no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return asked
 
 
 def draw(family: Family, config: PromptConfig, split: Split, count: int, seed: int = 0) -> list[Prompt]:
@@ -83,9 +92,7 @@ def test_kinds_take_turns(pocket: Family) -> None:
 
 def test_prompts_look_like_their_kind(pocket: Family) -> None:
     """A reasoning prompt is a question whose thinking begins; a code prompt is part of a file."""
-    assert all(
-        text.startswith("Problem: ") and text.endswith("\n<think>\n") for text in texts(pocket, pocket_kind("reasoning"), "test", 9)
-    )
+    assert all(text.startswith("Problem: ") and text.endswith("\n<think>\n") for text in texts(pocket, pocket_kind("reasoning"), "test", 9))
     library = [stdlib.read_text(path) for path in stdlib.held_out_files()]
     assert all(any(text in module for module in library) for text in texts(pocket, pocket_kind("code"), "test", 9))
 
@@ -159,6 +166,12 @@ def test_a_files_name_is_taken_as_it_is(pocket: Family, tmp_path: Path, name: st
     assert set(texts(pocket, config, "train", 24)) < set(ROWS)
 
 
+def test_reading_a_file_asks_nobody(pocket: Family, tmp_path: Path, lookups: list[object]) -> None:
+    """Prompts in a file on the disk are read without a word to the network."""
+    draw(pocket, PromptConfig(source=str(write_txt(tmp_path / "mine.txt", ROWS))), "train", 1)
+    assert lookups == []
+
+
 def test_another_seed_splits_a_file_otherwise(pocket: Family, tmp_path: Path) -> None:
     """Which rows are held out depends on ``prompts.seed``."""
     source = str(write_txt(tmp_path / "mine.txt", ROWS))
@@ -189,7 +202,7 @@ def test_a_column_is_chosen(pocket: Family, tmp_path: Path) -> None:
         ("blank.txt", "\n \n\n", "holds no prompt"),
         ("numbers.jsonl", '{"prompt": 1}\n{"prompt": 2}\n', "holds no prompt"),
         ("two.txt", "one\ntwo\n", "has 2 prompts; at least 3 are needed"),
-        ("long.txt", "\n".join(3 * ["12345 " * 300]), "leaves no room in a context of 1024"),
+        ("long.txt", "\n".join(f"{i} " * 600 for i in range(3)), "leaves no room in a context of 1024"),
     ],
 )
 def test_wrong_files_are_one_line(pocket: Family, tmp_path: Path, name: str, content: str | None, message: str) -> None:
@@ -203,9 +216,7 @@ def test_wrong_files_are_one_line(pocket: Family, tmp_path: Path, name: str, con
 
 
 @pytest.mark.parametrize(("write", "name"), [(write_jsonl, "mine.jsonl"), (write_parquet, "mine.parquet")])
-def test_a_missing_column_is_one_line(
-    pocket: Family, tmp_path: Path, write: Callable[[Path, Iterable[str]], Path], name: str
-) -> None:
+def test_a_missing_column_is_one_line(pocket: Family, tmp_path: Path, write: Callable[[Path, Iterable[str]], Path], name: str) -> None:
     """The line names ``prompts.column``, the column that was asked for and those that there are."""
     told = error_of(pocket, PromptConfig(source=str(write(tmp_path / name, ROWS)), column="question"))
     assert told.startswith("prompts.column: ")
@@ -214,8 +225,9 @@ def test_a_missing_column_is_one_line(
 
 def test_the_longest_prompt_leaves_room_for_one_token(other: Family, tmp_path: Path) -> None:
     """In a context of 128 a prompt of 127 tokens is taken and one of 128 refused."""
-    assert len(other.encode("~" * 127)) == 127
-    path = write_txt(tmp_path / "fits.txt", 3 * ["~" * 127])
+    signs = "~^|"
+    assert [len(other.encode(sign * 127)) for sign in signs] == [127, 127, 127]
+    path = write_txt(tmp_path / "fits.txt", [sign * 127 for sign in signs])
     assert len(draw(other, PromptConfig(source=str(path)), "train", 1)[0].tokens) == 127
-    path = write_txt(tmp_path / "full.txt", 3 * ["~" * 128])
+    path = write_txt(tmp_path / "full.txt", [sign * 128 for sign in signs])
     assert "a prompt of 128 tokens leaves no room in a context of 128" in error_of(other, PromptConfig(source=str(path)))

@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 SHORTER = {
-    "train": ["--ppo.total_steps=32", "--ppo.n_steps=16", "--ppo.batch_size=16", "--ppo.n_epochs=1", "--prompts.max_new_tokens=8"]
-    + ["--validation_prompts=1", "--evaluation.prompts=2"],
+    "train": shlex.split(
+        "--ppo.total_steps=32 --ppo.n_steps=16 --ppo.batch_size=16 --ppo.n_epochs=1 "
+        "--prompts.max_new_tokens=8 --validation_prompts=1 --evaluation.prompts=2"
+    ),
     "evaluate": ["--prompts=2"],
     "bench": ["--num_prompts=2", "--prompts.max_new_tokens=8"],
     "doctor": [],

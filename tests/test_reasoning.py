@@ -202,7 +202,7 @@ def test_answers_are_right(kind: str, level: int) -> None:
 def test_every_calculation_in_the_steps_is_right(kind: str) -> None:
     """Sums, differences, products and quotients that a solution writes down hold."""
     for problem in (problem for level in LEVELS for problem in drawn(kind, level)):
-        for left, right in re.findall(r"(?<![\w*+/-] )(-?\d+(?: [-+*/] \d+)+) = (-?\d+)(?! [-+*/])", problem.solution):
+        for left, right in re.findall(r"(?<![\w*+/-] )(-?\d+(?: [-+*/] \d+)+) = (-?\d+)\b(?! [-+*/])", problem.solution):
             assert eval(left) == int(right), (left, right, problem)
 
 

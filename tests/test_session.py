@@ -146,6 +146,24 @@ def test_impossible_texts_are_refused(pocket: Family, prompt: list[int], max_new
         DecodingSession(pocket, prompt, Sampling(), max_new_tokens)
 
 
+def test_sessions_that_take_turns_do_not_disturb_each_other(pocket: Family) -> None:
+    """A session that goes on after another one on the same family writes what it would have written alone."""
+
+    def sessions() -> list[DecodingSession]:
+        return [begin(pocket, 40, Sampling(0.8, seed=seed)) for seed in (1, 2)]
+
+    alone = []
+    for session in sessions():
+        finish(session, Arm("small", 3))
+        alone.append(session.text_tokens)
+    first, second = sessions()
+    while not (first.finished and second.finished):
+        for session in (first, second):
+            if not session.finished:
+                session.step(Arm("small", 3))
+    assert [first.text_tokens, second.text_tokens] == alone
+
+
 def test_a_finished_text_cannot_go_on(pocket: Family) -> None:
     """No round follows the last."""
     session = begin(pocket, 2)

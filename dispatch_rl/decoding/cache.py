@@ -10,7 +10,7 @@ _GRANULE = 512
 """Capacities are multiples of this (tokens), so that texts of similar length share a buffer."""
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class _Layer(CacheLayerMixin):
     """One layer's keys and values in a buffer ``[1, heads, capacity, head_dim]``; the first ``length`` positions are valid."""
 
     is_compileable = False

@@ -116,11 +116,11 @@ def _load(config: FamilyConfig, device: torch.device) -> Family:
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Hide transformers' bars about weights that are read from disk; the hub's own bars for downloads stay."""
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers.logging.enable_progress_bar()
 
 
 def resolve(source: ModelSource) -> str:

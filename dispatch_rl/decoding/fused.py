@@ -64,7 +64,7 @@ class FusedForward:
         self._embedding: Tensor = body.embed_tokens.weight
         self._layers = [_layer_weights(layer) for layer in body.layers]
         self._norm: Tensor = body.norm.weight
-        self._head: Tensor = model.get_output_embeddings().weight  # type: ignore[assignment]
+        self._head: Tensor = model.get_output_embeddings().weight
         self._rotary = body.rotary_emb
         self._cos = self._sin = torch.empty(0, 0)
 

@@ -20,6 +20,8 @@ class CachedModel:
         self.device: torch.device = model.device
         self.context_limit: int = model.config.max_position_embeddings
         self.cache = RollbackCache(model.config.num_hidden_layers)
+        self.reader: object = None
+        """Whoever began the sequence that the cache holds."""
         self._fused = FusedForward(model) if is_supported(model) else None
 
     @property

@@ -42,7 +42,8 @@ class DecodingSession:
     """The decoding of one prompt.
 
     The constructor reads the prompt and emits the first token. A round is then any number of :meth:`draft` calls and one :meth:`verify`;
-    :meth:`step` does a whole round for an arm that was chosen in advance. A family's caches serve one session at a time.
+    :meth:`step` does a whole round for an arm that was chosen in advance. A family's caches hold one text: a session that goes on after
+    another one reads its own text again, before the clock of its round starts.
 
     Raises:
         UserError: The prompt is empty or leaves no room in the context, or ``max_new_tokens`` is below 1.
@@ -161,12 +162,20 @@ class DecodingSession:
         if self.finished:
             raise ValueError("the text has ended; begin a new session")
         if self._round_began is None:
+            if self.family.target.reader is not self:
+                self._claim_caches()
+                self.family.target.forward(torch.tensor(self.tokens[:-1], device=self.family.device), rows=1)
             self._round_began = perf_counter()
+
+    def _claim_caches(self) -> None:
+        """Empty the family's caches for this text; students will read it when they are chosen."""
+        self.family.target.reader = self
+        for model in self.family.models():
+            model.start(self.limit)
 
     def _prefill(self, prompt: list[int]) -> None:
         """Read the prompt with the target only; a student that is never chosen never reads it."""
-        for model in self.family.models():
-            model.start(self.limit)
+        self._claim_caches()
         self.tokens = list(prompt)
         logits = self.family.target.forward(torch.tensor(prompt, device=self.family.device), rows=1)
         _, first = self._sampler.verify(logits, self.family.no_tokens, None, len(prompt), 0)

@@ -167,9 +167,9 @@ class FamilyTrainer:
         with torch.autocast(self.device.type, torch.bfloat16):
             tokens = torch.from_numpy(batch).to(self.device)
             losses = self._losses_of(nn.ModuleDict(learning), tokens, settings.distillation, settings.student_stride)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()
         self._update(self._target_optimisers, learning_rate_factor(self.step, 0, settings))
-        if joined:
+        if joined and self._student_optimisers:
             self._update(self._student_optimisers, learning_rate_factor(self.step, settings.alone_steps, settings))
         self.step += 1
         return dict(zip(learning, losses.detach(), strict=True))
