@@ -13,7 +13,7 @@ from dispatch_rl.pocket import stdlib
 from dispatch_rl.pocket.corpus import Corpus, encode_documents, encode_files, folder_files
 from dispatch_rl.pocket.recipe import ModelSize, Optimisation, Recipe
 from dispatch_rl.pocket.tokenizer import END_OF_TEXT
-from dispatch_rl.pocket.training import FamilyTrainer, build_model, family_losses, learning_rate_factor, train_family
+from dispatch_rl.pocket.training import FamilyTrainer, build_model, family_losses, learning_rate_factor, start_from_layers_of, train_family
 from tests.families import tokenizer
 
 TOKENIZER = tokenizer(300)
@@ -23,7 +23,7 @@ CORPUS = Corpus(TOKENIZER, FILES, window=32, seed=5)
 
 
 def recipe(output: Path, students: dict[str, ModelSize] | None = None) -> Recipe:
-    """Return a recipe of six steps; the students join after two."""
+    """Return a recipe of six steps: two of the target alone, two with the wide student, two of the small one, as wide as the target."""
     return Recipe(
         output=output,
         seed=5,
@@ -34,7 +34,7 @@ def recipe(output: Path, students: dict[str, ModelSize] | None = None) -> Recipe
         reasoning_share=0.67,
         target=TARGET,
         students={"small": SMALL, "wide": WIDE} if students is None else students,
-        optimisation=Optimisation(steps=6, warmup_steps=2, alone_steps=2),
+        optimisation=Optimisation(steps=4, warmup_steps=2, alone_steps=2, last_steps=2),
         device="cpu",
         compile=False,
         threads=1,
@@ -69,7 +69,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> FamilyTrainer:
 
 @pytest.mark.parametrize("stops", [[1], [2], [3], [1, 4, 5]])
 def test_a_resumed_training_ends_in_the_same_bits(tmp_path: Path, uninterrupted: FamilyTrainer, stops: list[int]) -> None:
-    """Stopped before, when and after the students join, even three times: the parameters are those of no stop at all."""
+    """Stopped before, when and after students join, even three times: the parameters are those of no stop at all."""
     for stop in stops:
         stopped = trainer(tmp_path)
         while stopped.step < stop:
@@ -94,22 +94,35 @@ def test_checkpoints_are_written_as_often_as_promised(tmp_path: Path, monkeypatc
     """Every ``checkpoint_every`` steps and at the end; no half-written file is left beside."""
     trained, saved = FamilyTrainer(replace(recipe(tmp_path), checkpoint_every=4), TOKENIZER, CORPUS), list[int]()
     save = trained.save
-    monkeypatch.setattr(trained, "save", lambda: (saved.append(trained.step), save()))
+
+    def counted() -> None:
+        saved.append(trained.step)
+        save()
+
+    monkeypatch.setattr(trained, "save", counted)
     train_family(trained, lambda line: None)
     assert saved == [4, 6]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
 
 
-def test_students_rest_until_they_join(tmp_path: Path) -> None:
-    """In the two steps before they join no student changes and only the target reports a loss; in the next, all tensors do."""
+def test_models_learn_in_turn(tmp_path: Path) -> None:
+    """First the target alone, then the wide student beside it, last the small one; whoever is not learning does not change."""
     trained = trainer(tmp_path)
-    before = parameters(trained)
-    assert [set(trained.train_step()) for _ in range(2)] == [{"target"}, {"target"}]
-    moved = {key for key, equal in zip(before, same(before, parameters(trained)), strict=True) if not equal}
-    assert moved == set(parameters(trained, "target"))
-    waited = parameters(trained)
-    assert set(trained.train_step()) == {"target", "small", "wide"}
-    assert not any(same(waited, parameters(trained)))
+    for learning in ({"target"}, {"target"}, {"target", "wide"}, {"target", "wide"}, {"small"}, {"small"}):
+        before = parameters(trained)
+        assert set(trained.train_step()) == learning
+        moved = {key for key, equal in zip(before, same(before, parameters(trained)), strict=True) if not equal}
+        assert moved == {key for name in learning for key in parameters(trained, name)}
+
+
+def test_a_student_of_the_targets_width_begins_as_its_layers() -> None:
+    """Of four layers the first and the last go into a student of two; embeddings and the last norm come along."""
+    settings = recipe(Path("unused"))
+    target, student = (build_model(replace(TARGET, layers=layers), settings, TOKENIZER) for layers in (4, 2))
+    start_from_layers_of(target, student)
+    given, taken = dict(target.named_parameters()), dict(student.named_parameters())
+    for key, p in taken.items():
+        assert torch.equal(p, given[key.replace("layers.1.", "layers.3.")]), key
 
 
 @pytest.mark.parametrize("students", [{}, {"other": ModelSize(8, 2, 1, 16)}, {"wide": WIDE, "small": SMALL, "twin": TARGET}])
@@ -131,9 +144,11 @@ def test_learning_rate_by_hand() -> None:
     """Of 100 steps 10 rise, the target is alone for 50 at the full rate; then 0.4 of it falls linearly over the other 50."""
     settings = Optimisation(steps=100, warmup_steps=10, alone_steps=50, joint_rate=0.4)
     target = {0: 1 / 10, 4: 5 / 10, 9: 1, 49: 1, 50: 0.4 * 50 / 50, 75: 0.4 * 25 / 50, 99: 0.4 * 1 / 50}
-    assert {step: learning_rate_factor(step, 0, settings) for step in target} == pytest.approx(target)
+    assert {step: learning_rate_factor(step, 0, 100, settings) for step in target} == pytest.approx(target)
     student = {50: 1 / 10 * 0.4, 54: 5 / 10 * 0.4 * 46 / 50, 59: 0.4 * 41 / 50, 75: 0.4 * 25 / 50}
-    assert {step: learning_rate_factor(step, 50, settings) for step in student} == pytest.approx(student)
+    assert {step: learning_rate_factor(step, 50, 100, settings) for step in student} == pytest.approx(student)
+    last = {100: 1 / 10 * 0.4, 109: 0.4 * 31 / 40, 139: 0.4 * 1 / 40}
+    assert {step: learning_rate_factor(step, 100, 140, settings) for step in last} == pytest.approx(last)
 
 
 def two_models(equal: bool = False) -> nn.ModuleDict:
@@ -163,7 +178,7 @@ def test_losses_are_their_formulas() -> None:
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
     student = 0.3 * divergence - 0.7 * log_q[range(labels.numel()), labels.flatten()].mean()
     expected = torch.stack([cross_entropy, student]).float()
-    torch.testing.assert_close(family_losses(models, tokens, 0.3, 2).detach(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(family_losses(models, tokens, 0.3, 2, True).detach(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_student_that_equals_its_target_has_nothing_to_learn() -> None:
@@ -171,7 +186,7 @@ def test_a_student_that_equals_its_target_has_nothing_to_learn() -> None:
     tokens = torch.from_numpy(CORPUS.batch(1, 3, 0.67))
     for equal in (True, False):
         models = two_models(equal)
-        loss = family_losses(models, tokens, 1.0, 2)[1]
+        loss = family_losses(models, tokens, 1.0, 2, True)[1]
         loss.backward()
         slope = max(float(p.grad.abs().max()) for p in models["s"].parameters())  # type: ignore[union-attr]
         assert (abs(loss.item()) < 1e-6, slope < 1e-6) == (equal, equal)
@@ -180,7 +195,7 @@ def test_a_student_that_equals_its_target_has_nothing_to_learn() -> None:
 def test_students_do_not_pull_at_the_target() -> None:
     """No gradient reaches the target through a student's loss."""
     models = two_models()
-    family_losses(models, torch.from_numpy(CORPUS.batch(1, 3, 0.67)), 0.8, 2)[1].backward()
+    family_losses(models, torch.from_numpy(CORPUS.batch(1, 3, 0.67)), 0.8, 2, True)[1].backward()
     assert not any(p.grad is not None and p.grad.any() for p in models["target"].parameters())
     assert all(p.grad is not None for p in models["s"].parameters())
 
@@ -199,16 +214,17 @@ def test_batches_are_functions_of_seed_and_step() -> None:
 def test_batches_have_their_shape_and_share(share: float, reasoning: int) -> None:
     """Three rows of window + 1 tokens: first excerpts from the files, then, so many, rows that begin with a problem."""
     batch = CORPUS.batch(9, 3, share)
-    assert (batch.shape, batch.dtype) == ((3, 33), np.int64)
+    assert batch.shape == (3, 33)
+    assert batch.dtype == np.int64
     excerpts = {FILES[i : i + 33].tobytes() for i in range(len(FILES) - 32)}
-    assert [TOKENIZER.decode(row.tolist()).startswith("Problem: ") for row in batch] == [i >= 3 - reasoning for i in range(3)]
+    assert [str(TOKENIZER.decode(row.tolist())).startswith("Problem: ") for row in batch] == [i >= 3 - reasoning for i in range(3)]
     assert [row.astype(np.int32).tobytes() in excerpts for row in batch] == [i < 3 - reasoning for i in range(3)]
 
 
 def test_batches_hold_no_held_out_problem() -> None:
     """Of the problems in the reasoning rows none belongs to the sixteenth that is held out."""
     rows = Corpus(TOKENIZER, FILES, window=2048, seed=1).batch(0, 24, 1.0)
-    documents = [text for row in rows for text in TOKENIZER.decode(row.tolist()).split(END_OF_TEXT)]
+    documents = [text for row in rows for text in str(TOKENIZER.decode(row.tolist())).split(END_OF_TEXT)]
     found = [text[: text.index("<think>\n") + 8] for text in documents if "<think>\n" in text]
     assert len(found) > 100
     assert all(crc32(prompt.encode()) % 16 for prompt in found)

@@ -108,7 +108,7 @@ def test_shape_is_transformers(temperature: float, top_k: int | None, top_p: flo
     warpers += [TopKLogitsWarper(top_k)] if top_k is not None else []
     warpers += [TopPLogitsWarper(top_p)] if top_p is not None else []
     before = logits.clone()
-    assert torch.equal(shape(logits, temperature, top_k, top_p), warpers(torch.zeros(6, 1, dtype=torch.int64), logits))
+    assert torch.equal(shape(logits, temperature, top_k, top_p), warpers(torch.LongTensor(6, 1).zero_(), logits))
     assert torch.equal(logits, before)
 
 

@@ -19,18 +19,23 @@ def publish(models: dict[str, Qwen2ForCausalLM], tokenizer: PreTrainedTokenizerF
 
 
 def training_text(recipe: Recipe) -> str:
-    """Return a sentence or two on sizes, data and tokens seen."""
-    steps, rows = recipe.optimisation.steps, recipe.batch_rows
-    target_tokens = steps * rows * recipe.window
-    student_rows = len(range(0, rows, recipe.optimisation.student_stride))
+    """Return a paragraph on sizes, data and tokens seen."""
+    settings = recipe.optimisation
+    step_tokens = recipe.batch_rows * recipe.window
+    stride_rows = len(range(0, recipe.batch_rows, settings.student_stride))
+    beside_tokens = (settings.steps - settings.alone_steps) * stride_rows * recipe.window
+    grown = [name for name, size in recipe.students.items() if recipe.is_grown(size)]
     sizes = ", ".join(
         f"{name} {size.layers} layers of {size.hidden_size}" for name, size in {**recipe.students, "target": recipe.target}.items()
     )
+    last = f"After it was finished, {' and '.join(grown)} began as a selection of its layers, distilled from it for {settings.last_steps} steps "
     return (
-        f"All models side by side for {steps} steps of {rows} windows of {recipe.window} tokens, {recipe.reasoning_share:.0%} reasoning, "
-        f"Python {platform.python_version()}'s library for the rest. The target saw {target_tokens / 1e6:.1f} M tokens; the students, "
-        f"{target_tokens * student_rows / rows / 1e6:.1f} M, distilled from the target as it learned "
-        f"(weight {recipe.optimisation.distillation} of KL(p_target || q_student), the rest cross-entropy). Sizes: {sizes}; "
-        f"vocabulary of {recipe.vocab_size} byte-level BPE tokens, digits single. Muon for matrices, AdamW for the rest. "
+        f"Windows of {recipe.window} tokens, {recipe.batch_rows} a step, {recipe.reasoning_share:.0%} reasoning, the library of Python "
+        f"{platform.python_version()} for the rest. The target learned for {settings.steps} steps "
+        f"({settings.steps * step_tokens / 1e6:.1f} M tokens), alone for the first {settings.alone_steps}; from then on the other students "
+        f"learned beside it ({beside_tokens / 1e6:.1f} M tokens), distilled from it "
+        f"(weight {settings.distillation} of KL(p_target || q_student), the rest cross-entropy). "
+        + (f"{last}({settings.last_steps * step_tokens / 1e6:.1f} M tokens). " if grown else "")
+        + f"Sizes: {sizes}; vocabulary of {recipe.vocab_size} byte-level BPE tokens, digits single. Muon for matrices, AdamW for the rest. "
         f"Weights in {recipe.dtype}.\n"
     )

@@ -1,6 +1,6 @@
 """What a family is made of and how it is trained. Imports nothing heavy."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,13 +24,15 @@ class Optimisation:
     """How the weights move: Muon for matrices, AdamW for embeddings, norms and biases."""
 
     steps: int = 4100
-    """Optimiser steps in all."""
+    """Optimiser steps of the target."""
     warmup_steps: int = 60
     """Steps over which the learning rate rises from zero, for the target and again for the students."""
     alone_steps: int = 1400
     """First steps, at the full rate, in which the target learns alone."""
     joint_rate: float = 0.3
     """Share of the full rate at which the students join; from there it falls linearly to zero."""
+    last_steps: int = 1000
+    """Steps after the target is finished, in which students of its width begin as a selection of its layers and are distilled."""
     matrix_learning_rate: float = 0.008
     """Muon's full learning rate, scaled to AdamW's update size."""
     vector_learning_rate: float = 0.004
@@ -40,7 +42,7 @@ class Optimisation:
     distillation: float = 0.8
     """Weight of a student's divergence from the target; the rest is cross-entropy on the text."""
     student_stride: int = 2
-    """Students learn from every n-th window of a batch; the target from all."""
+    """Students that learn beside the target learn from every n-th window of a batch."""
     initializer_range: float = 0.06
     """Standard deviation of the initial weights."""
 
@@ -87,3 +89,8 @@ class Recipe:
     """Compile the training step (needs a C++ compiler on CPU)."""
     threads: int = 2
     """CPU threads."""
+
+    def is_grown(self, student: ModelSize) -> bool:
+        """Whether a student has the target's width, and so begins as a selection of its layers."""
+        fewer = replace(student, layers=self.target.layers)
+        return fewer == self.target and student.layers <= self.target.layers

@@ -1,26 +1,23 @@
 """Training of a family: the target learns from text, the students from text and from the target as it learns.
 
-All models see the same batches, so the target's forward pass serves as teacher at no extra cost. A step is a pure function of the
-parameters, the optimiser's state and the step number; a killed training therefore resumes exactly.
+First the target learns alone; then narrower students learn beside it from the same batches, so that its forward pass serves as teacher
+at no extra cost; last, when the target is finished, students of its own width begin as a selection of its layers and are distilled. A
+step is a pure function of the parameters, the optimisers' state and the step number; a killed training therefore resumes exactly.
 """
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from dispatch_rl.pocket.checkpoint import Checkpoint, Models
 from dispatch_rl.pocket.corpus import Corpus
 from dispatch_rl.pocket.recipe import ModelSize, Optimisation, Recipe
-
-Models = dict[str, Qwen2ForCausalLM]
 
 
 def build_model(size: ModelSize, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
@@ -49,16 +46,27 @@ def build_models(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Models:
     return {name: build_model(size, recipe, tokenizer) for name, size in sizes.items()}
 
 
-def learning_rate_factor(step: int, joined: int, optimisation: Optimisation) -> float:
-    """Return the share of the full learning rate at ``step`` for models that learn from step ``joined`` on.
+def learning_rate_factor(step: int, first: int, end: int, optimisation: Optimisation) -> float:
+    """Return the share of the full learning rate at ``step`` for models that learn from step ``first`` until ``end``.
 
     It rises to the full rate, stays while the target is alone, drops when the students join, and falls linearly to zero.
     """
-    rise = min(1.0, (step - joined + 1) / max(1, optimisation.warmup_steps))
+    rise = min(1.0, (step - first + 1) / max(1, optimisation.warmup_steps))
     if step < optimisation.alone_steps:
         return rise
-    left = (optimisation.steps - step) / (optimisation.steps - optimisation.alone_steps)
+    left = (end - step) / (end - max(first, optimisation.alone_steps))
     return rise * optimisation.joint_rate * left
+
+
+@torch.no_grad()
+def start_from_layers_of(target: Qwen2ForCausalLM, student: Qwen2ForCausalLM) -> None:
+    """Copy the target's embeddings and as many of its layers as ``student`` has, evenly spaced, the first and the last among them."""
+    count, available = student.config.num_hidden_layers, target.config.num_hidden_layers
+    chosen = [round(i * (available - 1) / max(1, count - 1)) for i in range(count)]
+    student.get_input_embeddings().load_state_dict(target.get_input_embeddings().state_dict())
+    student.model.norm.load_state_dict(target.model.norm.state_dict())
+    for layer, index in zip(student.model.layers, chosen, strict=True):
+        layer.load_state_dict(target.model.layers[index].state_dict())
 
 
 def build_optimisers(models: Models, optimisation: Optimisation) -> list[torch.optim.Optimizer]:
@@ -76,14 +84,15 @@ def build_optimisers(models: Models, optimisation: Optimisation) -> list[torch.o
     return [muon, adamw]
 
 
-def family_losses(models: nn.ModuleDict, tokens: Tensor, distillation: float, student_stride: int) -> Tensor:
-    """Return the loss of each model ``[models]`` on ``tokens [rows, window + 1]``, the target's first.
+def family_losses(models: nn.ModuleDict, tokens: Tensor, distillation: float, student_stride: int, target_learns: bool) -> Tensor:
+    """Return the losses of the models that learn ``[models]`` on ``tokens [rows, window + 1]``, the target's first if it learns.
 
     A student minimises ``(1 - w) * cross-entropy + w * KL(p_target || q_student)`` on every ``student_stride``-th row; no
     gradient reaches the target through it.
     """
-    logits = models["target"](tokens[:, :-1], use_cache=False).logits.float()
-    losses = [F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())]
+    with torch.set_grad_enabled(target_learns):
+        logits = models["target"](tokens[:, :-1], use_cache=False).logits.float()
+    losses = [F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())] if target_learns else []
     log_p_target = logits.detach()[::student_stride].flatten(0, 1).log_softmax(-1)
     inputs, labels = tokens[::student_stride, :-1], tokens[::student_stride, 1:].flatten()
     for name, student in models.items():
@@ -96,43 +105,14 @@ def family_losses(models: nn.ModuleDict, tokens: Tensor, distillation: float, st
     return torch.stack(losses)
 
 
-class Checkpoint:
-    """One safetensors file with all parameters and the optimisers' state; written atomically."""
+@dataclass(frozen=True)
+class Group:
+    """Models that learn together, from step ``first`` until before step ``end``."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "checkpoint.safetensors"
-
-    def save(self, step: int, models: Models, optimisers: list[torch.optim.Optimizer]) -> None:
-        """Write the state reached after ``step`` steps."""
-        tensors = {f"model.{key}": p.detach() for key, p in _named_parameters(models)}
-        for i, optimiser in enumerate(optimisers):
-            for j, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser.{i}.{j}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        temporary = self.path.with_suffix(".tmp")
-        save_file({key: t.contiguous().clone() for key, t in tensors.items()}, temporary, {"step": str(step)})
-        os.replace(temporary, self.path)
-
-    def restore(self, models: Models, optimisers: list[torch.optim.Optimizer]) -> int:
-        """Load the state, if there is one, and return the number of steps done."""
-        if not self.path.exists():
-            return 0
-        with safe_open(self.path, "pt") as file:
-            for key, p in _named_parameters(models):
-                p.data.copy_(file.get_tensor(f"model.{key}"))
-            states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimisers]
-            for key in file.keys():  # noqa: SIM118  (a safetensors handle is no mapping)
-                if key.startswith("optimiser."):
-                    _, i, j, name = key.split(".", 3)
-                    states[int(i)].setdefault(int(j), {})[name] = file.get_tensor(key)
-            for optimiser, state in zip(optimisers, states, strict=True):
-                optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-            return int(file.metadata()["step"])
-
-
-def _named_parameters(models: Models) -> Iterator[tuple[str, nn.Parameter]]:
-    for name, model in models.items():
-        for key, p in model.named_parameters():
-            yield f"{name}.{key}", p
+    models: Models
+    first: int
+    end: int
+    optimisers: list[torch.optim.Optimizer]
 
 
 class FamilyTrainer:
@@ -145,41 +125,65 @@ class FamilyTrainer:
         self.device = _device(recipe.device)
         self.models = build_models(recipe, tokenizer)
         nn.ModuleDict(self.models).to(self.device)
-        students = {name: model for name, model in self.models.items() if name != "target"}
-        settings = recipe.optimisation
-        self._target_optimisers = build_optimisers({"target": self.models["target"]}, settings)
-        self._student_optimisers = build_optimisers(students, settings) if students else []
-        self._full_rates = [optimiser.param_groups[0]["lr"] for optimiser in self._target_optimisers]
+        self._groups = self._build_groups()
         self._losses_of = torch.compile(family_losses) if recipe.compile else family_losses
         self._checkpoint = Checkpoint(recipe.output)
         self.step = self._checkpoint.restore(self.models, self._optimisers)
 
     @property
-    def _optimisers(self) -> list[torch.optim.Optimizer]:
-        return self._target_optimisers + self._student_optimisers
+    def total_steps(self) -> int:
+        """Steps until every model is finished."""
+        return max(group.end for group in self._groups)
 
     def train_step(self) -> dict[str, Tensor]:
         """Do one step and return the loss of every model that learned, still on the device."""
-        settings = self.recipe.optimisation
-        joined = self.step >= settings.alone_steps
-        learning = self.models if joined else {"target": self.models["target"]}
+        settings, target = self.recipe.optimisation, self.models["target"]
+        learning = [group for group in self._groups if group.first <= self.step < group.end]
+        if self.step == settings.steps:
+            for model in learning[0].models.values():
+                start_from_layers_of(target, model)
+        target_learns = self.step < settings.steps
         batch = self.corpus.batch(self.step, self.recipe.batch_rows, self.recipe.reasoning_share)
+        models = nn.ModuleDict({"target": target} | {name: model for group in learning for name, model in group.models.items()})
         with torch.autocast(self.device.type, torch.bfloat16):
             tokens = torch.from_numpy(batch).to(self.device)
-            losses = self._losses_of(nn.ModuleDict(learning), tokens, settings.distillation, settings.student_stride)
+            stride = settings.student_stride if target_learns else 1
+            losses = self._losses_of(models, tokens, settings.distillation, stride, target_learns)
         losses.sum().backward()
-        self._update(self._target_optimisers, learning_rate_factor(self.step, 0, settings))
-        if joined and self._student_optimisers:
-            self._update(self._student_optimisers, learning_rate_factor(self.step, settings.alone_steps, settings))
+        for group in learning:
+            self._update(group)
         self.step += 1
-        return dict(zip(learning, losses.detach(), strict=True))
+        return dict(zip([name for group in learning for name in group.models], losses.detach(), strict=True))
 
     def save(self) -> None:
         """Write a checkpoint."""
         self._checkpoint.save(self.step, self.models, self._optimisers)
 
-    def _update(self, optimisers: list[torch.optim.Optimizer], factor: float) -> None:
-        for optimiser, rate in zip(optimisers, self._full_rates, strict=True):
+    @property
+    def _optimisers(self) -> list[torch.optim.Optimizer]:
+        return [optimiser for group in self._groups for optimiser in group.optimisers]
+
+    def _build_groups(self) -> list[Group]:
+        """Return the target, the students that learn beside it, and those that begin as a selection of its layers."""
+        settings, recipe = self.recipe.optimisation, self.recipe
+        grown = [name for name, size in recipe.students.items() if recipe.is_grown(size)]
+        beside = [name for name in recipe.students if name not in grown]
+        spans = [
+            (["target"], 0, settings.steps),
+            (beside, settings.alone_steps, settings.steps),
+            (grown, settings.steps, settings.steps + settings.last_steps),
+        ]
+        groups = []
+        for names, first, end in spans:
+            if names:
+                models = {name: self.models[name] for name in names}
+                groups.append(Group(models, first, end, build_optimisers(models, settings)))
+        return groups
+
+    def _update(self, group: Group) -> None:
+        settings = self.recipe.optimisation
+        factor = learning_rate_factor(self.step, group.first, group.end, settings)
+        for optimiser, rate in zip(group.optimisers, (settings.matrix_learning_rate, settings.vector_learning_rate), strict=True):
             optimiser.param_groups[0]["lr"] = rate * factor
             optimiser.step()
             optimiser.zero_grad()
@@ -188,7 +192,7 @@ class FamilyTrainer:
 def train_family(trainer: FamilyTrainer, log: Callable[[str], None]) -> None:
     """Train to the end of the recipe, logging every ten steps and writing checkpoints."""
     recipe = trainer.recipe
-    total, history = recipe.optimisation.steps, recipe.output / "losses.jsonl"
+    total, history = trainer.total_steps, recipe.output / "losses.jsonl"
     began, first = time.monotonic(), trainer.step
     while trainer.step < total:
         losses = trainer.train_step()
