@@ -108,7 +108,8 @@ def test_shape_is_transformers(temperature: float, top_k: int | None, top_p: flo
     warpers += [TopKLogitsWarper(top_k)] if top_k is not None else []
     warpers += [TopPLogitsWarper(top_p)] if top_p is not None else []
     before = logits.clone()
-    assert torch.equal(shape(logits, temperature, top_k, top_p), warpers(torch.LongTensor(6, 1).zero_(), logits))
+    expected = warpers(torch.zeros(6, 1, dtype=torch.int64), logits)  # type: ignore[arg-type]
+    assert torch.equal(shape(logits, temperature, top_k, top_p), expected)
     assert torch.equal(logits, before)
 
 

@@ -28,7 +28,7 @@ def training_text(recipe: Recipe) -> str:
     sizes = ", ".join(
         f"{name} {size.layers} layers of {size.hidden_size}" for name, size in {**recipe.students, "target": recipe.target}.items()
     )
-    last = f"After it was finished, {' and '.join(grown)} began as a selection of its layers, distilled from it for {settings.last_steps} steps "
+    last = f"After that {' and '.join(grown)} began as a selection of its layers and was distilled for {settings.last_steps} steps "
     return (
         f"Windows of {recipe.window} tokens, {recipe.batch_rows} a step, {recipe.reasoning_share:.0%} reasoning, the library of Python "
         f"{platform.python_version()} for the rest. The target learned for {settings.steps} steps "

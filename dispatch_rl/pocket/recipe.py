@@ -31,7 +31,7 @@ class Optimisation:
     """First steps, at the full rate, in which the target learns alone."""
     joint_rate: float = 0.3
     """Share of the full rate at which the students join; from there it falls linearly to zero."""
-    last_steps: int = 1000
+    last_steps: int = 900
     """Steps after the target is finished, in which students of its width begin as a selection of its layers and are distilled."""
     matrix_learning_rate: float = 0.008
     """Muon's full learning rate, scaled to AdamW's update size."""
