@@ -59,7 +59,7 @@ def card_text(figures: "FamilyFigures", training: str) -> str:
     lines = ["# Pocket family", "", _INTRODUCTION.format(kinds=len(KINDS), training=training)]
     lines += [
         f"Held out: {figures.problems} problems, {figures.path_tokens} tokens of the target's own reasoning at temperature 0.6. "
-        f"Median entropy along it: **{figures.median_entropy_nats:.3f} nats**.",
+        f"Median entropy along it: **{figures.median_entropy_nats:.4f} nats**.",
         "",
         "| model | parameters | reasoning loss | code loss | problems solved | one-token cost | tokens missed |",
         "|---|--:|--:|--:|--:|--:|--:|",
