@@ -17,6 +17,9 @@ from dispatch_rl.pocket.reasoning import KINDS, LEVELS, Problem, is_held_out, ma
 PER_LEVEL = 200
 MONDAY = date(2001, 1, 1)
 """A Monday in a year that is no leap year, and neither are the two after it."""
+SIDE = r"-?\d+(?: [-+*/] \d+)*"
+CALCULATION = re.compile(rf"(?<![\w*+/-] )(?<![-\w])({SIDE})(?= = ({SIDE})(?!\d| [-+*/]))")
+"""A number or a calculation, and what it is said to equal; neighbours in a chain of equals signs."""
 
 
 def numbers(question: str) -> list[int]:
@@ -198,12 +201,14 @@ def test_answers_are_right(kind: str, level: int) -> None:
         assert stated_answer(problem.solution) == problem.answer == SOLVERS[kind](problem.question), problem
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_calculation_in_the_steps_is_right(kind: str) -> None:
-    """Sums, differences, products and quotients that a solution writes down hold."""
-    for problem in (problem for level in LEVELS for problem in drawn(kind, level)):
-        for left, right in re.findall(r"(?<![\w*+/-] )(-?\d+(?: [-+*/] \d+)+) = (-?\d+)\b(?! [-+*/])", problem.solution):
-            assert eval(left) == int(right), (left, right, problem)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("sorting", "list_edits", "brackets", "truth_table")])
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_calculation_in_the_steps_is_right(kind: str, level: int) -> None:
+    """Both sides of every equals sign between numbers agree, in every solution that calculates."""
+    for problem in drawn(kind, level):
+        calculations = CALCULATION.findall(problem.solution)
+        assert calculations, problem
+        assert all(eval(left) == eval(right) for left, right in calculations), problem
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -215,7 +220,7 @@ def test_answers_vary(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_higher_levels_are_longer(kind: str) -> None:
-    """The solutions of level 5 are longer on average than those of level 1; equations only have larger numbers."""
+    """The solutions of level 5 are longer on average than those of level 1."""
     easy, hard = (sum(len(problem.solution) for problem in drawn(kind, level)) for level in (1, 5))
     assert hard > easy
 

@@ -1,6 +1,7 @@
 """Digits stand alone, and no text is lost."""
 
 from pathlib import Path
+from unicodedata import is_normalized
 from unicodedata import normalize
 
 import pytest
@@ -14,6 +15,7 @@ TEXTS = (
     "def add(first, second):\n    return first + second\n\n\nprint(add(12, 12))\n" * 3,
     "Problem: Compute 1212 + 1212.\n<think>\nFirst, I look at what is asked. 12 and 12 and 2024 and 2024.\n</think>\n" * 3,
     "The quick brown fox jumps over the lazy dog, and the lazy dog doesn't mind. Größe, naïve, 東京, x1y2z3.\n",
+    "Whoever decodes speculatively verifies several drafted tokens at once; nobody notices which student drafted them.\n",
 )
 ODD_TEXTS = (
     "",
@@ -23,7 +25,7 @@ ODD_TEXTS = (
     " leading, trailing and  double  spaces ",
     "don't , won't . I 'm n't ? !",
     "👩\u200d👩\u200d👧 🇩🇪 👍🏽 ☃️",
-    "e\u0301 é ﬁ Ⅷ ½ ²³ ٣٤ 四",
+    "é ﬁ Ⅷ ½ ²³ ٣٤ 四",
     "\u202eright to left\u202c שלום مرحبا",
     "\x00\x01\x7f\ufeff\ufffd\u2028\u2029\x85",
     "\U0010ffff\U0001f600\ud7ff\ue000",
@@ -93,9 +95,16 @@ def test_decoding_gives_the_text_back(either: PreTrainedTokenizerBase, text: str
 
 
 def test_every_character_of_the_first_plane_survives(either: PreTrainedTokenizerBase) -> None:
-    """All of Unicode's first 65,536 characters, surrogates aside, in one text; spaces keep marks from being reordered."""
-    text = " ".join(chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000)
-    assert either.decode(ids(either, text)) == normalize("NFC", text)
+    """All of Unicode's first 65,536 characters in one text, surrogates and those without a canonical form of their own aside."""
+    characters = (chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000)
+    text = " ".join(character for character in characters if is_normalized("NFC", character))
+    assert either.decode(ids(either, text)) == text
+
+
+@pytest.mark.parametrize("text", ["e\u0301", "\u212b", "\u1112\u1161\u11ab"], ids=ascii)
+def test_unicode_is_not_normalised(either: PreTrainedTokenizerBase, text: str) -> None:
+    """Decomposed letters and compatibility signs stay as they were written."""
+    assert either.decode(ids(either, text)) == text
 
 
 def test_end_of_text_is_one_special_token(either: PreTrainedTokenizerBase) -> None:

@@ -86,7 +86,8 @@ def load_family(config: FamilyConfig) -> Family:
     Raises:
         UserError: A folder is missing, a file is corrupt or incomplete, or a tokenizer differs.
     """
-    torch.set_num_threads(config.threads)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     device = _device(config.device)
     with _no_progress_bars():
         return _load(config, device)
