@@ -72,6 +72,14 @@ def test_interval_holds_the_value() -> None:
     assert interval.low < interval.value < interval.high
 
 
+def test_intervals_weigh_texts_by_their_length() -> None:
+    """Twenty texts of 1 token at 10 ms and twenty of 99 at 2 ms: (200 + 3960) / 2000 = 2.08, and no resample is near their mean of 6."""
+    tokens = np.repeat(floats(1, 99), 20)
+    interval = ratio_of_sums(tokens * np.repeat(floats(10, 2), 20), tokens, seed=0)
+    assert interval.value == 4160 / 2000
+    assert 2 < interval.low < interval.value < interval.high < 3
+
+
 def test_interval_covers_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 95 % intervals, between 90 and 99 % hold the true latency of 4 ms per token (1,000 experiments of 40 texts)."""
     monkeypatch.setattr(statistics, "_RESAMPLES", 1_000)

@@ -1,11 +1,10 @@
-"""Digits stand alone, and no text is lost."""
+"""Digits stand alone, and no text is lost but its decomposed letters, which are composed."""
 
 from pathlib import Path
-from unicodedata import is_normalized
-from unicodedata import normalize
+from unicodedata import is_normalized, normalize
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
 
 import dispatch_rl
 from dispatch_rl.pocket.tokenizer import END_OF_TEXT, train_tokenizer
@@ -101,10 +100,11 @@ def test_every_character_of_the_first_plane_survives(either: PreTrainedTokenizer
     assert either.decode(ids(either, text)) == text
 
 
-@pytest.mark.parametrize("text", ["e\u0301", "\u212b", "\u1112\u1161\u11ab"], ids=ascii)
-def test_unicode_is_not_normalised(either: PreTrainedTokenizerBase, text: str) -> None:
-    """Decomposed letters and compatibility signs stay as they were written."""
-    assert either.decode(ids(either, text)) == text
+@pytest.mark.parametrize(("text", "composed"), [("e\u0301", "é"), ("\u212b", "Å"), ("\u1112\u1161\u11ab", "한")], ids=ascii)
+def test_text_is_composed_when_trained_and_when_loaded(either: PreTrainedTokenizerBase, text: str, composed: str) -> None:
+    """Decomposed text becomes Unicode's canonical form (NFC): transformers does so to every Qwen2 tokenizer, so training does too."""
+    assert ids(either, text) == ids(either, composed)
+    assert either.decode(ids(either, text)) == composed
 
 
 def test_end_of_text_is_one_special_token(either: PreTrainedTokenizerBase) -> None:
@@ -121,9 +121,10 @@ def test_training_is_deterministic(tiny: PreTrainedTokenizerBase) -> None:
 
 
 def test_saving_keeps_everything(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """A saved tokenizer, loaded again by transformers, cuts and restores texts alike."""
+    """A saved tokenizer, loaded again beside a Qwen2 model as families load it, cuts and restores texts alike."""
     tiny.save_pretrained(tmp_path)
+    Qwen2Config().save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    for text in ODD_TEXTS:
+    for text in [*ODD_TEXTS, "e\u0301"]:
         assert ids(loaded, text) == ids(tiny, text)
         assert loaded.decode(ids(loaded, text)) == normalize("NFC", text)
