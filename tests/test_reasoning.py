@@ -211,6 +211,14 @@ def test_every_calculation_in_the_steps_is_right(kind: str, level: int) -> None:
         assert all(eval(left) == eval(right) for left, right in calculations), problem
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("brackets", "date")])
+def test_the_steps_reach_the_answer(kind: str) -> None:
+    """The last steps, a closing remark perhaps behind them, spell out what the answer line repeats."""
+    for problem in (problem for level in LEVELS for problem in drawn(kind, level)):
+        last = " ".join(problem.steps[-3:])
+        assert re.search(rf"(?<![\w-]){re.escape(problem.answer)}(?!\w)", last), problem
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_vary(kind: str) -> None:
     """No answer is right for more than three quarters of a kind's problems."""

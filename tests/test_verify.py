@@ -132,6 +132,12 @@ def test_top_p_comes_after_temperature_and_top_k() -> None:
     assert shape(logits, 1.0, top_k=2, top_p=0.55).isfinite().tolist() == [[True, False, False]]
 
 
+@pytest.mark.parametrize("top_p", [0.0, 1e-9])
+def test_the_likeliest_token_always_stays(top_p: float) -> None:
+    """However small top-p is, and though 1 - 1e-9 is 1 in float32."""
+    assert shape(torch.tensor([[0.0, 3.0, 1.0]]), 1.0, top_p=top_p).isfinite().tolist() == [[False, True, False]]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_shaped_in_float32(dtype: torch.dtype) -> None:
     """Low-precision logits are widened first."""
