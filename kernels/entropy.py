@@ -25,7 +25,8 @@ def entropy(logits: Tensor, vocab: int | None = None) -> RowStatistics:
     """Return the statistics of each row of ``logits [rows, vocab]``, computed in float32.
 
     Args:
-        logits: Unnormalised log-probabilities; ``-inf`` marks impossible tokens.
+        logits: Unnormalised log-probabilities of at least two tokens; ``-inf`` marks impossible ones. A row without a possible token,
+            or with a NaN, gives NaN.
         vocab: Use only the first ``vocab`` columns.
     """
     x = logits[:, :vocab].float()
