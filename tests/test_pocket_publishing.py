@@ -88,7 +88,7 @@ def twins(made: Path) -> Family:
     """A family whose student equals its target; both are made surer, so that their text depends on more than the noise."""
     twins = load_family(FamilyConfig(ModelSource(f"{made}/target"), {"twin": ModelSource(f"{made}/target")}, threads=1))
     for model in twins.models():
-        model.model.get_parameter("model.norm.weight").mul_(20)
+        model.model.get_parameter("model.norm.weight").mul_(5)
     return twins
 
 

@@ -231,3 +231,10 @@ def test_the_longest_prompt_leaves_room_for_one_token(other: Family, tmp_path: P
     assert len(draw(other, PromptConfig(source=str(path)), "train", 1)[0].tokens) == 127
     path = write_txt(tmp_path / "full.txt", [sign * 128 for sign in signs])
     assert "a prompt of 128 tokens leaves no room in a context of 128" in error_of(other, PromptConfig(source=str(path)))
+
+
+def test_validation_and_test_share_no_reasoning_prompt(pocket: Family) -> None:
+    """What is chosen on validation is not judged on the same problems, easy ones that recur included."""
+    config = PromptConfig(kinds=["reasoning"])
+    validation, test = ({p.tokens for p in draw(pocket, config, split, 300)} for split in ("validation", "test"))
+    assert not validation & test

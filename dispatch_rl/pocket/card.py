@@ -47,7 +47,7 @@ class CardConfig:
 def family_config(config: CardConfig) -> FamilyConfig:
     """Return where the models of the card are."""
     base = "pocket:" if config.folder is None else f"{config.folder}/"
-    names = config.students or ["small", "medium", "large"]
+    names = ["small", "medium", "large"] if config.students is None else config.students
     students = {name: ModelSource(f"{base}{name}") for name in names}
     return FamilyConfig(ModelSource(f"{base}target"), students, threads=config.threads)
 
