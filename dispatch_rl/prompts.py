@@ -1,25 +1,27 @@
 """Prompts: what is decoded."""
 
-import glob
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import count, cycle
-from pathlib import Path
+from hashlib import blake2b
+from itertools import cycle
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 from zlib import crc32
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dispatch_rl.config import PromptConfig
-from dispatch_rl.decoding.families import Family, first_line
+from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
 from dispatch_rl.pocket import stdlib
 from dispatch_rl.pocket.reasoning import problems
+from dispatch_rl.prompt_files import TextColumn, read_column
 
 Split = Literal["train", "validation", "test"]
 
 _CODE_PROMPT_LINES = (6, 16)
-_FORMATS = {".txt": "from_text", ".jsonl": "from_json", ".json": "from_json", ".parquet": "from_parquet"}
 _SPLIT_SEEDS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -28,7 +30,7 @@ class Prompt:
     """One text to continue."""
 
     kind: str
-    """reasoning, code, or the name of the file it comes from."""
+    """reasoning, code, or the name of the file, folder or hub dataset it comes from."""
     tokens: tuple[int, ...]
     """Token ids."""
     seed: int
@@ -46,7 +48,7 @@ def prompts(config: PromptConfig, family: Family, split: Split, seed: int) -> It
     models never saw, code prompts from modules they never saw.
 
     Raises:
-        UserError: A file is missing, of an unknown kind, empty or without the column, or a prompt is empty or too long.
+        UserError: The source is missing, of an unknown kind, broken, too small or without the column, or a prompt is empty or too long.
     """
     rng = Random(f"{_SPLIT_SEEDS[split]}/{config.seed}/{seed}")
     if config.source == "pocket":
@@ -90,37 +92,29 @@ def _code(rng: Random, split: Split) -> Iterator[tuple[str, str]]:
 
 
 def _file_prompts(config: PromptConfig, rng: Random, split: Split) -> Iterator[tuple[str, str]]:
-    """Yield the rows of a file over and over: eight tenths for training, a tenth each for validation and test."""
-    rows = _read_column(Path(config.source), config.column)
-    order = list(range(len(rows)))
-    Random(config.seed).shuffle(order)
-    tenth = max(1, len(rows) // 10)
-    parts = {"test": order[:tenth], "validation": order[tenth : 2 * tenth], "train": order[2 * tenth :]}
-    if not parts[split]:
-        raise UserError(f"prompts.source: {config.source} has {len(rows)} prompts; at least 3 are needed for three splits")
-    for _ in count():
-        for row in rng.sample(parts[split], len(parts[split])):
-            yield Path(config.source).stem, rows[row]
+    """Yield the texts of a file, folder or hub dataset over and over: eight tenths for training, a tenth each for validation and test."""
+    column = read_column(config)
+    rows = _parts(column, config.seed)[split]
+    dice = np.random.default_rng(rng.getrandbits(64))
+    while True:
+        dice.shuffle(rows)
+        for row in rows:
+            yield column.name, column[int(row)]
 
 
-def _read_column(path: Path, column: str) -> list[str]:
-    import datasets  # takes most of a second
+def _parts(column: TextColumn, seed: int) -> dict[Split, NDArray[np.int64]]:
+    """Part the distinct texts of a column by the order of their hashes, so that neither repetitions nor the order of rows matter."""
+    hashed: NDArray[Any] = np.fromiter(
+        ((row, _hash(text, seed)) for row, text in column.texts()), dtype=[("row", np.int64), ("hash", np.uint64)]
+    )
+    first_rows: NDArray[np.int64] = hashed["row"][np.unique(hashed["hash"], return_index=True)[1]]
+    if not len(first_rows):
+        raise UserError(f"prompts.source: {column.source} holds no prompt")
+    if len(first_rows) < 3:
+        raise UserError(f"prompts.source: {column.source} holds {len(first_rows)} distinct prompts; three splits need at least 3")
+    tenth = max(1, len(first_rows) // 10)
+    return {"test": first_rows[:tenth], "validation": first_rows[tenth : 2 * tenth], "train": first_rows[2 * tenth :]}
 
-    if path.suffix not in _FORMATS:
-        raise UserError(f"prompts.source: {path} is neither 'pocket' nor a {', '.join(_FORMATS)} file")
-    if not path.is_file():
-        raise UserError(f"prompts.source: there is no file {path}")
-    if path.stat().st_size == 0:
-        raise UserError(f"prompts.source: {path} is empty")
-    column = "text" if path.suffix == ".txt" else column
-    try:
-        # Its file names are patterns, and `load_dataset` would ask the hub even for a local file.
-        dataset = getattr(datasets.Dataset, _FORMATS[path.suffix])(glob.escape(str(path)))
-    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
-        raise UserError(f"prompts.source: {path} cannot be read: {first_line(error)}") from error
-    if column not in dataset.column_names:
-        raise UserError(f"prompts.column: {path} has no column '{column}'; it has {', '.join(dataset.column_names)}")
-    rows = list(dict.fromkeys(row for row in dataset[column] if isinstance(row, str) and row.strip()))
-    if not rows:
-        raise UserError(f"prompts.source: {path} holds no prompt")
-    return rows
+
+def _hash(text: str, seed: int) -> int:
+    return int.from_bytes(blake2b(f"{seed}/{text}".encode(), digest_size=8).digest())

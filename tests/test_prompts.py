@@ -1,16 +1,16 @@
-"""Prompts: the same ones for the same seed, three splits that share nothing, and files that may be wrong."""
+"""Prompts: the same ones for the same seed, and three splits that share nothing."""
 
-import json
-import socket
-from collections.abc import Callable, Iterable
+import re
+import tracemalloc
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet
 import pytest
 
+import dispatch_rl
 from dispatch_rl.config import PromptConfig
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.sampling import Sampling
@@ -23,17 +23,9 @@ ROWS = [f"row number {i}" for i in range(30)]
 
 
 @pytest.fixture(autouse=True)
-def lookups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Cut the network and return the hosts that are asked for; keep what ``datasets`` caches out of the home folder."""
-    asked: list[object] = []
-
-    def no_network(host: object, *_: object, **__: object) -> None:
-        asked.append(host)
-        raise OSError("the tests have no network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what ``datasets`` caches out of the home folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return asked
 
 
 def draw(family: Family, config: PromptConfig, split: Split, count: int, seed: int = 0) -> list[Prompt]:
@@ -49,19 +41,6 @@ def texts(family: Family, config: PromptConfig, split: Split, count: int, seed: 
 def write_txt(path: Path, rows: Iterable[str]) -> Path:
     """Write a prompt per line, and a blank line, which is none."""
     path.write_text("\n".join(rows) + "\n\n")
-    return path
-
-
-def write_jsonl(path: Path, rows: Iterable[str], column: str = "prompt") -> Path:
-    """Write a prompt per row, beside a number."""
-    path.write_text("".join(json.dumps({"number": i, column: row}) + "\n" for i, row in enumerate(rows)))
-    return path
-
-
-def write_parquet(path: Path, rows: Iterable[str], column: str = "prompt") -> Path:
-    """Write a prompt per row, beside a number."""
-    rows = list(rows)
-    pyarrow.parquet.write_table(pa.table({"number": range(len(rows)), column: rows}), path)
     return path
 
 
@@ -135,92 +114,89 @@ def test_code_prompts_of_the_splits_come_from_different_files(pocket: Family, mo
     assert not read["train"] & (read["validation"] | read["test"])
 
 
-@pytest.mark.parametrize(("write", "name"), [(write_txt, "mine.txt"), (write_jsonl, "mine.jsonl"), (write_parquet, "mine.parquet")])
-def test_files_are_split_in_three(pocket: Family, tmp_path: Path, write: Callable[[Path, Iterable[str]], Path], name: str) -> None:
-    """Of 30 rows, 24 train, 3 validate and 3 test, whatever the seed; all are used before one comes again."""
-    config = PromptConfig(source=str(write(tmp_path / name, ROWS)))
-    drawn = {split: texts(pocket, config, split, rows) for split, rows in zip(SPLITS, (24, 3, 3), strict=True)}
-    assert sorted(row for rows in drawn.values() for row in rows) == sorted(ROWS)
-    for split, rows in drawn.items():
-        again = texts(pocket, config, split, 2 * len(rows), seed=1)
-        assert set(again[: len(rows)]) == set(again[len(rows) :]) == set(rows)
-    assert texts(pocket, config, "train", 24, seed=1) != drawn["train"]
-    assert {prompt.kind for prompt in draw(pocket, config, "test", 3)} == {"mine"}
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_file_is_split_in_three(pocket: Family, tmp_path: Path, split: Split) -> None:
+    """Of 30 rows, 24 train, 3 validate and 3 test, and no row is in two splits."""
+    config = PromptConfig(source=str(write_txt(tmp_path / "mine.txt", ROWS)))
+    counts = {"train": 24, "validation": 3, "test": 3}
+    mine = texts(pocket, config, split, 60)
+    assert len(set(mine)) == counts[split]
+    others = {text for other in SPLITS if other != split for text in texts(pocket, config, other, 60)}
+    assert others == set(ROWS) - set(mine)
+    assert {prompt.kind for prompt in draw(pocket, config, split, 3)} == {"mine"}
 
 
-def test_a_prompt_that_stands_twice_in_a_file_is_in_one_split(pocket: Family, tmp_path: Path) -> None:
-    """Training prompts never appear in the other splits, even if a file repeats itself."""
-    config = PromptConfig(source=str(write_txt(tmp_path / "mine.txt", ROWS + ROWS)))
-    train, validation, test = (set(texts(pocket, config, split, 60)) for split in SPLITS)
-    assert not train & validation
-    assert not train & test
-    assert not validation & test
+def test_every_pass_over_a_file_has_its_own_order(pocket: Family, tmp_path: Path) -> None:
+    """All rows of a split come once before one comes again; the order is another in each pass and for each seed."""
+    config = PromptConfig(source=str(write_txt(tmp_path / "mine.txt", ROWS)))
+    drawn = texts(pocket, config, "train", 72)
+    passes = [drawn[:24], drawn[24:48], drawn[48:], texts(pocket, config, "train", 24, seed=1)]
+    assert len({frozenset(rows) for rows in passes}) == 1
+    assert len({tuple(rows) for rows in passes}) == 4
+    assert all(len(set(rows)) == 24 for rows in passes)
+    assert texts(pocket, config, "train", 72) == drawn
 
 
-@pytest.mark.parametrize("name", ["a*.txt", "mine[1].txt"])
-def test_a_files_name_is_taken_as_it_is(pocket: Family, tmp_path: Path, name: str) -> None:
-    """A name with brackets or an asterisk is no pattern, and brings in no other file."""
-    write_txt(tmp_path / "another.txt", ["not me"] * 5)
-    write_txt(tmp_path / "mine1.txt", ["not me"] * 5)
-    config = PromptConfig(source=str(write_txt(tmp_path / name, ROWS)))
-    assert set(texts(pocket, config, "train", 24)) < set(ROWS)
+def test_a_prompt_that_stands_twice_in_a_file_is_drawn_once(pocket: Family, tmp_path: Path) -> None:
+    """A file that repeats itself gives what it would give without: one split for a text, and once in a pass."""
+    twice, once = (PromptConfig(source=str(write_txt(tmp_path / f"{n}.txt", ROWS * n))) for n in (2, 1))
+    for split in SPLITS:
+        assert texts(pocket, twice, split, 60) == texts(pocket, once, split, 60)
 
 
-def test_reading_a_file_asks_nobody(pocket: Family, tmp_path: Path, lookups: list[object]) -> None:
-    """Prompts in a file on the disk are read without a word to the network."""
-    draw(pocket, PromptConfig(source=str(write_txt(tmp_path / "mine.txt", ROWS))), "train", 1)
-    assert lookups == []
+def test_the_order_of_rows_does_not_matter(pocket: Family, tmp_path: Path) -> None:
+    """A file that was shuffled or sorted since has the same splits, and gives the same prompts."""
+    there, back = (PromptConfig(source=str(write_txt(tmp_path / f"{step}.txt", ROWS[::step]))) for step in (1, -1))
+    for split in SPLITS:
+        assert texts(pocket, there, split, 30) == texts(pocket, back, split, 30)
 
 
 def test_another_seed_splits_a_file_otherwise(pocket: Family, tmp_path: Path) -> None:
     """Which rows are held out depends on ``prompts.seed``."""
     source = str(write_txt(tmp_path / "mine.txt", ROWS))
-    held_out = [set(texts(pocket, PromptConfig(source=source, seed=seed), "test", 3)) for seed in (0, 0, 1)]
+    held_out = [set(texts(pocket, PromptConfig(source=source, seed=seed), "test", 3)) for seed in (-1, -1, 2**70)]
     assert held_out[0] == held_out[1] != held_out[2]
 
 
-def test_a_column_is_chosen(pocket: Family, tmp_path: Path) -> None:
-    """``prompts.column`` names the column; rows that hold no text in it are passed over."""
-    path = tmp_path / "mine.jsonl"
-    path.write_text("".join(json.dumps({"q": q, "prompt": "not me"}) + "\n" for q in ("one", None, "two", " ", "three")))
-    config = PromptConfig(source=str(path), column="q")
-    assert {text for split in SPLITS for text in texts(pocket, config, split, 3)} == {"one", "two", "three"}
+def test_three_prompts_are_enough(pocket: Family, tmp_path: Path) -> None:
+    """Each split has one of them."""
+    config = PromptConfig(source=str(write_txt(tmp_path / "mine.txt", ["one", "two", "three"])))
+    drawn = [texts(pocket, config, split, 2) for split in SPLITS]
+    assert [len(set(two)) for two in drawn] == [1, 1, 1]
+    assert {two[0] for two in drawn} == {"one", "two", "three"}
 
 
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("absent.txt", None, "there is no file"),
-        ("mine.csv", "prompt\nhello\n", "neither 'pocket' nor a .txt, .jsonl, .json, .parquet file"),
-        ("pockets", None, "neither 'pocket' nor"),
-        ("broken.jsonl", "{no json\n", "cannot be read"),
-        ("broken.parquet", "no parquet", "cannot be read"),
-        ("latin.txt", "\xe9", "cannot be read"),
-        ("empty.txt", "", "empty.txt"),
-        ("empty.jsonl", "", "empty.jsonl"),
-        ("empty.parquet", "", "empty.parquet"),
-        ("blank.txt", "\n \n\n", "holds no prompt"),
-        ("numbers.jsonl", '{"prompt": 1}\n{"prompt": 2}\n', "holds no prompt"),
-        ("two.txt", "one\ntwo\n", "has 2 prompts; at least 3 are needed"),
-        ("long.txt", "\n".join(f"{i} " * 600 for i in range(3)), "leaves no room in a context of 1024"),
-    ],
+    ("rows", "message"),
+    [(["one", "two", "one"], "holds 2 distinct prompts; three splits need at least 3"), ([" ", "\t"], "holds no prompt")],
 )
-def test_wrong_files_are_one_line(pocket: Family, tmp_path: Path, name: str, content: str | None, message: str) -> None:
-    """Whatever is wrong with a file is told in one line that names ``prompts.source``."""
-    path = tmp_path / name
-    if content is not None:
-        path.write_text(content, encoding="latin-1")
+def test_too_few_prompts_are_refused(pocket: Family, tmp_path: Path, rows: list[str], message: str, split: Split) -> None:
+    """Whichever split is asked for."""
+    told = error_of(pocket, PromptConfig(source=str(write_txt(tmp_path / "mine.txt", rows))), split)
+    assert told == f"prompts.source: {tmp_path}/mine.txt {message}"
+
+
+def test_texts_stay_on_the_disk(pocket: Family, tmp_path: Path) -> None:
+    """Of twenty megabytes of prompts, reading takes less than a fifth: a batch and the hashes. What stays is 8 bytes a row."""
+    config = PromptConfig(source=str(write_txt(tmp_path / "mine.txt", (f"{i} {'x' * 997}" for i in range(20_000)))))
+    draw(pocket, config, "train", 1)
+    arrow = pa.total_allocated_bytes()
+    tracemalloc.start()
+    stream = prompts(config, pocket, "train", seed=0)
+    assert len({next(stream).tokens for _ in range(20)}) == 20
+    held, peak = (taken + pa.total_allocated_bytes() - arrow for taken in tracemalloc.get_traced_memory())
+    tracemalloc.stop()
+    assert peak < 4e6
+    assert held < 20_000 * 8 + 1e5
+
+
+def test_a_prompt_that_is_too_long_is_refused(pocket: Family, tmp_path: Path) -> None:
+    """It would leave no room in the context."""
+    path = write_txt(tmp_path / "long.txt", [f"{i} " * 600 for i in range(3)])
     told = error_of(pocket, PromptConfig(source=str(path)))
     assert told.startswith("prompts.source: ")
-    assert message in told
-
-
-@pytest.mark.parametrize(("write", "name"), [(write_jsonl, "mine.jsonl"), (write_parquet, "mine.parquet")])
-def test_a_missing_column_is_one_line(pocket: Family, tmp_path: Path, write: Callable[[Path, Iterable[str]], Path], name: str) -> None:
-    """The line names ``prompts.column``, the column that was asked for and those that there are."""
-    told = error_of(pocket, PromptConfig(source=str(write(tmp_path / name, ROWS)), column="question"))
-    assert told.startswith("prompts.column: ")
-    assert "no column 'question'; it has number, prompt" in told
+    assert "leaves no room in a context of 1024" in told
 
 
 def test_the_longest_prompt_leaves_room_for_one_token(other: Family, tmp_path: Path) -> None:
@@ -238,3 +214,10 @@ def test_validation_and_test_share_no_reasoning_prompt(pocket: Family) -> None:
     config = PromptConfig(kinds=["reasoning"])
     validation, test = ({p.tokens for p in draw(pocket, config, split, 300)} for split in ("validation", "test"))
     assert not validation & test
+
+
+@pytest.mark.parametrize("module", ["prompts", "prompt_files"])
+def test_datasets_is_imported_late(module: str) -> None:
+    """It takes most of a second, and pocket prompts need none of it."""
+    code = Path(dispatch_rl.__file__).with_name(f"{module}.py").read_text()
+    assert not re.search(r"^(import|from) datasets", code, re.MULTILINE)

@@ -1,0 +1,114 @@
+"""What is rewarded, and who learns. Imports nothing heavy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dispatch_rl.errors import UserError
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Reward of a round: (tokens * reference - latency) / reference, plus the acceptance term."""
+
+    acceptance_weight: float = 0.0
+    """Weight of accepted / drafted. Rewarding acceptance itself makes decoding slower; leave it at 0."""
+    reference_ms_per_token: float | None = None
+    """Latency of the target alone; null measures it when the environment is made."""
+    clip: float = 20.0
+    """Rewards are clipped to plus or minus this, so that a stall of the machine teaches nothing."""
+
+    def __post_init__(self) -> None:
+        if self.reference_ms_per_token is not None and not self.reference_ms_per_token > 0:
+            raise UserError(f"reward.reference_ms_per_token: {self.reference_ms_per_token} is not above 0")
+        if not self.clip > 0:
+            raise UserError(f"reward.clip: {self.clip} is not above 0")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Stable-Baselines3's PPO. Where null stands, live training takes the smaller number."""
+
+    total_steps: int | None = None
+    """Rounds to learn from; null means 1,000,000 in replay and 32,768 live."""
+    rollout_steps: int | None = None
+    """Rounds, of all texts together, between two updates; null means 16,384 in replay and 1,024 live."""
+    batch_size: int | None = None
+    """Rounds per gradient step; null means 4,096 in replay and 256 live."""
+    n_epochs: int = 4
+    """Passes over the rounds of an update."""
+    learning_rate: float = 0.001
+    """Adam's learning rate, falling linearly to zero."""
+    gamma: float = 0.97
+    """Discount per round."""
+    gae_lambda: float = 0.9
+    """Bias against variance of the advantage."""
+    ent_coef: float = 0.003
+    """Weight of the entropy bonus."""
+    net_arch: list[int] = field(default_factory=lambda: [64, 64])
+    """Widths of the hidden layers."""
+
+    def __post_init__(self) -> None:
+        _check_positive("ppo", self, ("total_steps", "rollout_steps", "batch_size", "n_epochs", "learning_rate"))
+        for key in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"ppo.{key}: {getattr(self, key)} is not in 0 ... 1")
+        if self.ent_coef < 0:
+            raise UserError(f"ppo.ent_coef: {self.ent_coef} is below 0")
+        _check_widths("ppo", self.net_arch)
+
+    def sizes(self, live: bool) -> tuple[int, int, int]:
+        """Return total, rollout and batch size (rounds)."""
+        total, rollout, batch = (32_768, 1_024, 256) if live else (1_000_000, 16_384, 4_096)
+        total, rollout = self.total_steps or total, self.rollout_steps or rollout
+        batch = min(batch, rollout) if self.batch_size is None else self.batch_size
+        if batch > rollout:
+            raise UserError(f"ppo.batch_size: {batch} is more than ppo.rollout_steps, {rollout}")
+        return total, rollout, batch
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """Stable-Baselines3's DQN, for replay."""
+
+    total_steps: int = 1_000_000
+    """Rounds to learn from."""
+    buffer_size: int = 200_000
+    """Rounds that are remembered."""
+    learning_starts: int = 20_000
+    """Rounds before the first update."""
+    batch_size: int = 2_048
+    """Rounds per gradient step."""
+    gradient_steps: int = 1
+    """Gradient steps after one round of every text."""
+    target_update_interval: int = 20_000
+    """Rounds between two updates of the target network."""
+    learning_rate: float = 0.001
+    """Adam's learning rate, falling linearly to zero."""
+    gamma: float = 0.97
+    """Discount per round."""
+    exploration_fraction: float = 0.3
+    """Share of the training during which exploration falls to its final value."""
+    exploration_final_eps: float = 0.05
+    """Share of random arms from then on."""
+    net_arch: list[int] = field(default_factory=lambda: [64, 64])
+    """Widths of the hidden layers."""
+
+    def __post_init__(self) -> None:
+        keys = ("total_steps", "buffer_size", "learning_starts", "batch_size", "gradient_steps", "target_update_interval", "learning_rate")
+        _check_positive("dqn", self, keys)
+        for key in ("gamma", "exploration_fraction", "exploration_final_eps"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"dqn.{key}: {getattr(self, key)} is not in 0 ... 1")
+        _check_widths("dqn", self.net_arch)
+
+
+def _check_positive(section: str, config: object, keys: Sequence[str]) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        if value is not None and not value > 0:
+            raise UserError(f"{section}.{key}: {value} is not above 0")
+
+
+def _check_widths(section: str, widths: Sequence[int]) -> None:
+    if not all(width > 0 for width in widths):
+        raise UserError(f"{section}.net_arch: {list(widths)} has a width that is not above 0")

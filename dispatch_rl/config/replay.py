@@ -1,0 +1,70 @@
+"""How traces are recorded and latencies measured. Imports nothing heavy."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dispatch_rl.errors import UserError
+
+
+@dataclass(frozen=True)
+class RecordingConfig:
+    """Recording of traces for exact replay."""
+
+    train_prompts: int = 384
+    """Prompts to train on."""
+    validation_prompts: int = 96
+    """Prompts that policies are chosen on."""
+    test_prompts: int = 96
+    """Held-out prompts that policies are compared on in replay."""
+    max_draft_length: int = 24
+    """Longest draft length that arms may have (tokens)."""
+    batch_size: int = 32
+    """Texts that the target writes at once."""
+    shard_size: int = 64
+    """Texts per shard; a recording that was interrupted goes on with the next shard."""
+    threads: int | None = None
+    """CPU threads while recording; null means family.threads. More than one pays only on cores that nobody else uses."""
+
+    def __post_init__(self) -> None:
+        for key in ("train_prompts", "validation_prompts", "test_prompts", "max_draft_length", "batch_size", "shard_size"):
+            if getattr(self, key) < 1:
+                raise UserError(f"recording.{key}: {getattr(self, key)} is not at least 1")
+        if self.max_draft_length > 255:
+            raise UserError(f"recording.max_draft_length: {self.max_draft_length} is more than 255")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"recording.threads: {self.threads} is not at least 1")
+
+
+@dataclass(frozen=True)
+class ProfilingConfig:
+    """Measuring of the latency profile."""
+
+    rounds: int = 3_000
+    """Rounds of decoding that are measured."""
+    draft_lengths: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 6, 8, 12, 16, 24])
+    """Draft lengths that are measured besides those of the arms (tokens)."""
+    longest_context: int = 1_024
+    """Longest text that is measured (tokens); beyond it the profile continues as it ends."""
+    seed: int = 0
+    """Seed of the texts and of the choice of students, lengths and catch-ups."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 100:
+            raise UserError(f"profiling.rounds: {self.rounds} is not at least 100")
+        if any(length < 1 for length in self.draft_lengths):
+            raise UserError(f"profiling.draft_lengths: {self.draft_lengths} has a length below 1")
+        if self.longest_context < 64:
+            raise UserError(f"profiling.longest_context: {self.longest_context} is not at least 64")
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Where replay takes its traces and latencies from."""
+
+    traces: Path | None = None
+    """Recording to use: a folder with train, validation and test parts, or one recording that is then parted by itself. null records
+    what the configuration describes and keeps it in the cache."""
+    profile: Path | None = None
+    """Latency profile (JSON) to use; null measures one on this device and keeps it in the cache."""
+    cache: Path = Path("traces")
+    """Folder of the recordings and profiles that are made when none are given."""
