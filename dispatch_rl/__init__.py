@@ -13,3 +13,8 @@ if not (_here / "envs").is_dir():
 
 # Its reward is measured time, so two runs never agree to the last digit.
 register(id="dispatch_rl/LiveDecoding-v0", entry_point="dispatch_rl.envs.live:LiveDecodingEnv", nondeterministic=True)
+register(
+    id="dispatch_rl/ReplayDecoding-v0",
+    entry_point="dispatch_rl.envs.replay:ReplayDecodingEnv",
+    vector_entry_point="dispatch_rl.envs.replay_vector:ReplayVectorEnv",
+)

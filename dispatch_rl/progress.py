@@ -19,3 +19,19 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
             bar.update(done - bar.n)
 
         yield update
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Hide bars and log lines of ``datasets``; the hub's own bars for downloads stay."""
+    import datasets
+
+    bars, verbosity = not datasets.utils.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if bars:
+            datasets.enable_progress_bars()

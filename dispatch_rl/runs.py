@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` so that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
@@ -92,12 +92,29 @@ class RunFolder:
 
     @property
     def figure(self) -> Path:
-        """Latency, acceptance, and arm against entropy."""
+        """The most telling figures in one picture."""
         return self.path / "performance_metrics.png"
+
+    @property
+    def report(self) -> Path:
+        """Tables and figures in one page."""
+        return self.path / "report.html"
 
     def checkpoint(self, step: int) -> Path:
         """Return where the policy after ``step`` rounds is kept."""
         return self.path / "checkpoints" / f"step-{step}" / "policy.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """The whole state of the training at its last validation."""
+        return self.path / "state"
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forget the metrics of later steps than ``step``."""
+        if self.metrics.is_file():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            write_atomically(self.metrics, "".join(line + "\n" for line in kept))
 
     def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to the metrics."""

@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_NEGLIGIBLE = -1e3
+"""A logit this far below the largest has probability zero in float32."""
+
 
 class RowStatistics(NamedTuple):
     """What :func:`entropy` finds in each row; every tensor is ``[rows]``."""
@@ -24,6 +27,9 @@ class RowStatistics(NamedTuple):
 def entropy(logits: Tensor, vocab: int | None = None) -> RowStatistics:
     """Return the statistics of each row of ``logits [rows, vocab]``, computed in float32.
 
+    With ``d = logits - max`` and ``z = sum(exp(d))``: ``log p = d - log z``, so the entropy is ``log z - sum(exp(d) * d) / z``, a sum of
+    two terms of which neither is negative.
+
     Args:
         logits: Unnormalised log-probabilities of at least two tokens; ``-inf`` marks impossible ones. A row without a possible token,
             or with a NaN, gives NaN.
@@ -31,13 +37,13 @@ def entropy(logits: Tensor, vocab: int | None = None) -> RowStatistics:
     """
     x = logits[:, :vocab].float()
     best = x.topk(2, dim=-1).values
-    # Relative to the largest logit, so that large logits cost no accuracy.
-    below = x - best[:, :1]
-    log_sum = below.exp().sum(-1).log()
-    log_p = below - log_sum[:, None]
+    # Relative to the largest logit, so that large logits cost no accuracy. An impossible token adds nothing, but 0 * -inf would be NaN.
+    below = (x - best[:, :1]).clamp_(min=_NEGLIGIBLE)
+    weights = below.exp()
+    total = weights.sum(-1)
+    log_sum = total.log()
     return RowStatistics(
-        # An impossible token has log p = -inf and adds nothing; 0 * -inf would be NaN.
-        entropy_nats=-(log_p.exp() * log_p).masked_fill(log_p == -torch.inf, 0).sum(-1),
+        entropy_nats=log_sum - torch.linalg.vecdot(weights, below) / total,
         top1_probability=(-log_sum).exp(),
         margin=best[:, 0] - best[:, 1],
         argmax=x.argmax(-1),

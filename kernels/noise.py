@@ -33,12 +33,12 @@ class Stream(IntEnum):
     RESIDUAL = 3
 
 
-def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
+def philox(counter: Tensor, key: tuple[int | Tensor, int | Tensor]) -> Tensor:
     """Return the four output words of Philox4x32-10.
 
     Args:
         counter: Four 32-bit words held in int64 ``[4, ...]``.
-        key: Two 32-bit words.
+        key: Two 32-bit words; tensors of them are held in int64 and broadcast against a word of the counter.
 
     Returns:
         Four 32-bit words held in int64 ``[4, ...]``.
@@ -53,11 +53,11 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     return torch.stack([x0, x1, x2, x3])
 
 
-def uniform(seed: int, positions: Tensor, vocab: int, stream: Stream, draw: int = 0) -> Tensor:
+def uniform(seed: int | Tensor, positions: Tensor, vocab: int, stream: Stream, draw: int = 0) -> Tensor:
     """Return float32 numbers in (0, 1) ``[positions, vocab]``.
 
     Args:
-        seed: 64-bit seed.
+        seed: 64-bit seed, or one for each position ``[positions]``: its 64 bits held in int64.
         positions: Positions in the sequence, int64 ``[positions]``.
         vocab: Number of tokens.
         stream: What the numbers are for.
@@ -66,11 +66,12 @@ def uniform(seed: int, positions: Tensor, vocab: int, stream: Stream, draw: int 
     blocks = torch.arange((vocab + 3) // 4, device=positions.device)
     counter = torch.zeros((4, len(positions), len(blocks)), dtype=torch.int64, device=positions.device)
     counter[0], counter[1], counter[2], counter[3] = blocks, positions[:, None], int(stream), draw
+    seed = seed[:, None] if isinstance(seed, Tensor) else seed
     words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
     words = words.permute(1, 2, 0).reshape(len(positions), 4 * len(blocks))[:, :vocab]
     return ((words.to(torch.float32) + 0.5) * 2.0**-32).clamp_(max=1 - 2.0**-24)
 
 
-def gumbel(seed: int, positions: Tensor, vocab: int, stream: Stream = Stream.TOKEN, draw: int = 0) -> Tensor:
+def gumbel(seed: int | Tensor, positions: Tensor, vocab: int, stream: Stream = Stream.TOKEN, draw: int = 0) -> Tensor:
     """Return standard Gumbel noise in float32 ``[positions, vocab]``; arguments as for :func:`uniform`."""
     return -torch.log(-torch.log1p(-uniform(seed, positions, vocab, stream, draw)))

@@ -2,12 +2,13 @@
 
 from math import isnan
 from random import Random
+from typing import Any
 
 import pytest
 
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
 from dispatch_rl.decoding.lookup import LONGEST_MATCH, LookupIndex
-from dispatch_rl.decoding.rounds import Round, arm_name, metrics
+from dispatch_rl.decoding.rounds import Round, RoundTable, arm_name, metrics
 from dispatch_rl.errors import UserError
 
 
@@ -18,9 +19,14 @@ def make_round(arm: str, drafted: int, accepted: int, emitted: int | None = None
     return Round(arm, (student,) * drafted, tuple(range(drafted)), accepted, tuple(range(length)), (0.5,) * length, 3.0, 2.0, 0.5)
 
 
+def told_of(rounds: list[Round]) -> dict[str, Any]:
+    """Return the metrics of one text of ``rounds``."""
+    return metrics(RoundTable.of([(rounds, [0.5] * len(rounds))]))
+
+
 def test_metrics_by_hand() -> None:
     """Rounds of 4 drafted and 3 accepted, 6 and 0, and the target alone."""
-    told = metrics([make_round("small-4", 4, 3), make_round("large-6", 6, 0), make_round(NONE, 0, 0)])
+    told = told_of([make_round("small-4", 4, 3), make_round("large-6", 6, 0), make_round(NONE, 0, 0)])
     assert told == {
         "num_rounds": 3,
         "num_emitted_tokens": (3 + 1) + (0 + 1) + 1,
@@ -35,7 +41,7 @@ def test_metrics_by_hand() -> None:
 
 def test_a_text_that_ends_in_a_round_counts_what_it_emitted() -> None:
     """After an end-of-sequence token nothing is emitted: three of five accepted tokens and no bonus."""
-    told = metrics([make_round("small-5", 5, 3, emitted=3), make_round("small-5", 5, 5)])
+    told = told_of([make_round("small-5", 5, 3, emitted=3), make_round("small-5", 5, 5)])
     assert told["mean_acceptance_length"] == (3 + 6) / 2
     assert told["draft_acceptance_rate"] == (3 + 5) / 10
     assert told["acceptance_histogram"] == [0, 0, 0, 1, 0, 1]
@@ -44,7 +50,7 @@ def test_a_text_that_ends_in_a_round_counts_what_it_emitted() -> None:
 
 def test_nothing_drafted_has_no_acceptance_rate() -> None:
     """The target alone has no acceptance rate rather than a perfect or a bad one."""
-    told = metrics([make_round(NONE, 0, 0), make_round(NONE, 0, 0)])
+    told = told_of([make_round(NONE, 0, 0), make_round(NONE, 0, 0)])
     assert told["draft_acceptance_rate"] is None
     assert told["mean_acceptance_length"] == 1
     assert told["acceptance_histogram"] == [2]
@@ -52,10 +58,21 @@ def test_nothing_drafted_has_no_acceptance_rate() -> None:
 
 def test_no_rounds_at_all() -> None:
     """A text of one token has no round: counts are zero, ratios unknown."""
-    told = metrics([])
+    told = told_of([])
     assert (told["num_rounds"], told["num_emitted_tokens"], told["arm_shares"]) == (0, 0, {})
     assert isnan(told["mean_acceptance_length"])
     assert told["draft_acceptance_rate"] is None
+
+
+def test_a_table_knows_where_each_round_began() -> None:
+    """Two texts: their rounds begin behind the first token, which the prefill emits, and behind what the rounds before emitted."""
+    first, second = [make_round("small-4", 4, 3), make_round(NONE, 0, 0)], [make_round("large-6", 6, 2), make_round("small-4", 4, 0)]
+    table = RoundTable.of([(first, [0.1, 0.2]), (second, [0.3, 0.4])])
+    assert table.text.tolist() == [0, 0, 1, 1]
+    assert table.position.tolist() == [1, 5, 1, 4]
+    assert table.emitted.tolist() == [4, 1, 3, 1]
+    assert table.entropy_nats.tolist() == [0.1, 0.2, 0.3, 0.4]
+    assert table.arm.tolist() == ["small-4", "none", "large-6", "small-4"]
 
 
 def test_latency_is_the_sum_of_its_parts() -> None:

@@ -86,6 +86,13 @@ class RollbackCache(Cache):
                 layer.keys = layer.values = None
                 layer.is_initialized = False
 
+    def select(self, rows: Tensor) -> None:
+        """Keep only the ``rows`` of a batch (indices)."""
+        for layer in self._rollback_layers:
+            assert layer.keys is not None
+            assert layer.values is not None
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
     def addresses(self) -> list[int]:
         """Return where the buffers lie in memory; empty before the first forward."""
         return [layer.keys.data_ptr() for layer in self._rollback_layers if layer.keys is not None]

@@ -75,7 +75,14 @@ class Sampler:
         """Return coupled noise ``[count, vocab]`` for the positions from ``first`` on, made in blocks and kept."""
         offset = first - self._block_start
         if self._block is None or offset < 0 or offset + count > len(self._block):
-            block = max(count, _NOISE_BLOCK // self.vocab)
-            self._block = gumbel(self.sampling.seed, self._positions(first, block), self.vocab)
-            self._block_start, offset = first, 0
+            self.prepare(first, count)
+            offset = 0
+        assert self._block is not None
         return self._block[offset : offset + count]
+
+    def prepare(self, first: int, count: int = 1) -> int:
+        """Make the noise of the positions from ``first`` on and return for how many: at least ``count``."""
+        block = max(count, _NOISE_BLOCK // self.vocab)
+        self._block = gumbel(self.sampling.seed, self._positions(first, block), self.vocab)
+        self._block_start = first
+        return block

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,9 +59,7 @@ class Family:
 
     def device_name(self) -> str:
         """Return what the models run on, for the record."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+        return device_name(self.device)
 
     def describe(self) -> str:
         """Return the sizes of the models, the vocabulary and the device in a line."""
@@ -88,7 +87,7 @@ def load_family(config: FamilyConfig) -> Family:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = _device(config.device)
+    device = find_device(config.device)
     with _no_progress_bars():
         return _load(config, device)
 
@@ -131,7 +130,31 @@ def resolve(source: ModelSource) -> str:
     return str(files("dispatch_rl.pocket") / "family" / source.path.removeprefix("pocket:"))
 
 
-def _device(name: str) -> torch.device:
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or of the processor with the number of threads that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor()} CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+@cache
+def _processor() -> str:
+    """Return the model of the processor where Linux tells, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, models), platform.processor() or platform.machine())
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of a configuration; ``auto`` is the GPU if there is one.
+
+    Raises:
+        UserError: It is not to be had here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

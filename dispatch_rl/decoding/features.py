@@ -4,7 +4,7 @@ A feature is admitted only if the runtime can know it before drafting. What conc
 token; what concerns a student is what decoding itself has seen of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dispatch_rl.decoding.lookup import LONGEST_MATCH
 from dispatch_rl.decoding.rounds import Round
+from dispatch_rl.errors import UserError
 
 AVERAGE_DECAY = 0.8
 """Weight of the past in the moving average of the entropy, per token."""
@@ -19,6 +20,8 @@ ACCEPTANCE_DECAY = 0.9
 """Weight of the past in a student's moving acceptance, per draft token."""
 ACCEPTANCE_PRIOR = 0.5
 """A student's moving acceptance before it has drafted."""
+ENTROPY_BUCKETS_NATS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 12.0)
+"""Edges of the buckets in which tables and figures sort entropies."""
 
 
 @dataclass(frozen=True)
@@ -32,26 +35,45 @@ class Feature:
     scale: float
     """A network divides the feature by this, so that a usual value is about one."""
     meaning: str
+    column: str | None = None
+    """Column of a recording that replay takes it from; None if it follows from the rounds alone."""
 
 
 _TARGET_FEATURES = (
-    Feature("entropy", "nats", 0, 12, 1, "target's entropy where it chose the previous token"),
-    Feature("entropy_mean", "nats", 0, 12, 1, "moving average of that entropy over the tokens (decay 0.8)"),
-    Feature("top1_probability", "1", 0, 1, 1, "target's largest probability at the previous token"),
-    Feature("margin", "nats", 0, 20, 5, "difference of the target's two largest logits at the previous token"),
+    Feature("entropy", "nats", 0, 12, 1, "target's entropy where it chose the previous token", "entropy"),
+    Feature("entropy_mean", "nats", 0, 12, 1, "moving average of that entropy over the tokens (decay 0.8)", "entropy"),
+    Feature("top1_probability", "1", 0, 1, 1, "target's largest probability at the previous token", "top1_probability"),
+    Feature("margin", "nats", 0, 20, 5, "difference of the target's two largest logits at the previous token", "margin"),
     Feature("accepted_fraction", "1", 0, 1, 1, "accepted / drafted in the last round; 0 if nothing was drafted"),
-    Feature("lookup_match", "tokens", 0, LONGEST_MATCH, 2, "longest end of the text that stood there before"),
+    Feature("lookup_match", "tokens", 0, LONGEST_MATCH, 2, "longest end of the text that stood there before", "lookup_match"),
     Feature("position", "1", 0, 1, 1, "share of the longest possible text that is written"),
 )
 
 
-def feature_table(students: Sequence[str]) -> tuple[Feature, ...]:
-    """Return the features of a family with these ``students``, in the order of the observation."""
+def feature_table(students: Sequence[str], missing: Collection[str] = ()) -> tuple[Feature, ...]:
+    """Return the features of a family with these ``students``, in the order of the observation.
+
+    Args:
+        students: Names, from cheap to expensive.
+        missing: Columns that a recording lacks; features that come from them are off.
+    """
     acceptance = (
         Feature(f"acceptance_{s}", "1", 0, 1, 1, f"moving share of accepted draft tokens of '{s}' (decay 0.9, first 0.5)") for s in students
     )
     lag = (Feature(f"lag_{s}", "tokens", 0, 256, 16, f"committed tokens that the cache of '{s}' is behind") for s in students)
-    return (*_TARGET_FEATURES, *acceptance, *lag)
+    return (*(feature for feature in _TARGET_FEATURES if feature.column not in missing), *acceptance, *lag)
+
+
+def position_index(features: Sequence[Feature], name: str) -> int:
+    """Return where the feature ``name`` stands in the observation.
+
+    Raises:
+        UserError: It is off.
+    """
+    for index, feature in enumerate(features):
+        if feature.name == name:
+            return index
+    raise UserError(f"features: '{name}' is needed, but the recording lacks what it comes from")
 
 
 class FeatureTracker:

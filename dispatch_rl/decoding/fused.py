@@ -79,32 +79,48 @@ class FusedForward:
     def __call__(self, tokens: Tensor, cache: RollbackCache, mask: Tensor | None, rows: int | None) -> Tensor:
         """Return the logits ``[rows, vocab]`` of the last ``rows`` of ``tokens [tokens]``; None means all."""
         past, new = cache.length, len(tokens)
-        cos, sin = self._cos[past : past + new, None], self._sin[past : past + new, None]
-        causal = past == 0 and new > 1
+        angles = self._cos[past : past + new, None], self._sin[past : past + new, None]
+        return self._run(tokens[None], angles, cache, mask, past == 0 and new > 1, rows)[0]
+
+    def batch(self, tokens: Tensor, positions: Tensor, cache: RollbackCache | None, mask: Tensor, rows: int) -> Tensor:
+        """Return the logits ``[texts, rows, vocab]`` of the last ``rows`` of ``tokens [texts, tokens]``, which need not be cached."""
+        angles = self._cos[positions][:, :, None], self._sin[positions][:, :, None]
+        return self._run(tokens, angles, cache, mask, False, rows)
+
+    def _run(
+        self,
+        tokens: Tensor,
+        angles: tuple[Tensor, Tensor],
+        cache: RollbackCache | None,
+        mask: Tensor | None,
+        causal: bool,
+        rows: int | None,
+    ) -> Tensor:
+        texts, new = tokens.shape
+        grouped = self._heads != self._kv_heads
         x = F.embedding(tokens, self._embedding)
         for index, layer in enumerate(self._layers):
             normed = F.rms_norm(x, x.shape[-1:], layer.attention_norm, self._eps)
             qk, v = self._project(normed, layer)
-            q, k = self._rotate(qk, cos, sin).transpose(0, 1).split([self._heads, self._kv_heads])
-            keys, values = cache.update(k[None], v.transpose(0, 1)[None], index)
-            mixed = F.scaled_dot_product_attention(
-                q[None], keys, values, attn_mask=mask, is_causal=causal, enable_gqa=self._heads != self._kv_heads
-            )
-            x = x + F.linear(mixed[0].transpose(0, 1).reshape(new, -1), layer.out, layer.out_bias)
+            q, k = self._rotate(qk, *angles).transpose(1, 2).split([self._heads, self._kv_heads], dim=1)
+            v = v.transpose(1, 2)
+            keys, values = (k, v) if cache is None else cache.update(k, v, index)
+            mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+            x = x + F.linear(mixed.transpose(1, 2).reshape(texts, new, -1), layer.out, layer.out_bias)
             normed = F.rms_norm(x, x.shape[-1:], layer.mlp_norm, self._eps)
             gate, up = F.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
             x = x + F.linear(F.silu(gate).mul_(up), layer.down, layer.down_bias)
-        kept = x if rows is None else x[-rows:]
+        kept = x if rows is None else x[:, -rows:]
         return F.linear(F.rms_norm(kept, x.shape[-1:], self._norm, self._eps), self._head)
 
     def _project(self, x: Tensor, layer: _LayerWeights) -> tuple[Tensor, Tensor]:
-        """Return queries and keys ``[tokens, heads + kv_heads, head_dim]`` and values ``[tokens, kv_heads, head_dim]``."""
-        qkv = F.linear(x, layer.qkv, layer.qkv_bias).view(len(x), -1, self._head_dim)
-        qk, v = qkv.split([self._heads + self._kv_heads, self._kv_heads], dim=1)
+        """Return queries and keys ``[texts, tokens, heads + kv_heads, head_dim]`` and values ``[texts, tokens, kv_heads, head_dim]``."""
+        qkv = F.linear(x, layer.qkv, layer.qkv_bias).view(*x.shape[:2], -1, self._head_dim)
+        qk, v = qkv.split([self._heads + self._kv_heads, self._kv_heads], dim=2)
         if layer.q_norm is not None:
-            q, k = qk.split([self._heads, self._kv_heads], dim=1)
+            q, k = qk.split([self._heads, self._kv_heads], dim=2)
             q = F.rms_norm(q, q.shape[-1:], layer.q_norm, self._eps)
-            qk = torch.cat([q, F.rms_norm(k, k.shape[-1:], layer.k_norm, self._eps)], dim=1)
+            qk = torch.cat([q, F.rms_norm(k, k.shape[-1:], layer.k_norm, self._eps)], dim=2)
         return qk, v
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

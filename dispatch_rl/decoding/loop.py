@@ -44,10 +44,14 @@ def decode(family: Family, policy: Policy, arms: ArmTable, prompt: Sequence[int]
     while not session.finished:
         asked = perf_counter()
         observation = session.observation()
-        arm = arms[policy(observation)]
+        action = policy(observation)
         decision += perf_counter() - asked
         entropies.append(float(observation[0]))
-        session.step(arm)
+        record = session.step(arms[action])
+        if policy.learns:
+            asked = perf_counter()
+            policy.update(action, len(record.emitted), record.latency_ms)
+            decision += perf_counter() - asked
     total = perf_counter() - began
     return DecodedText(
         tokens=tuple(session.text_tokens),

@@ -67,6 +67,39 @@ class CachedModel:
         logits: Tensor = output.logits[0, :, : self.vocab]
         return logits
 
+    @torch.inference_mode()
+    def forward_batch(self, tokens: Tensor, visible: Tensor, cache: RollbackCache | None, rows: int) -> Tensor:
+        """Read many texts at once, apart from the sequence that this model holds.
+
+        Args:
+            tokens: Token ids ``[texts, tokens]``.
+            visible: Which tokens are real, those in ``cache`` included: 1 or 0 ``[texts, cached + tokens]``.
+            cache: What was read of the texts before; None if nothing was and nothing is to be kept.
+            rows: Return the logits of the last ``rows`` tokens.
+
+        Returns:
+            Logits ``[texts, rows, vocab]``.
+        """
+        new, past = tokens.shape[1], 0 if cache is None else cache.length
+        # What stands behind the end of the context is read by nobody; it only must not be out of reach.
+        positions = (visible.cumsum(-1)[:, -new:] - 1).clamp(min=0, max=self.context_limit - 1)
+        if self._fused is not None:
+            self._fused.reserve(self.context_limit)
+            seen = torch.ones((new, past + new), dtype=torch.bool, device=self.device).tril_(past)
+            # A filling token sees itself, since attention to nothing is not a number.
+            mask = (visible.bool()[:, None] & seen) | (seen & ~seen.tril(past - 1))
+            return self._fused.batch(tokens, positions, cache, mask[:, None], rows)[:, :, : self.vocab]
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=visible,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=rows,
+        )
+        logits: Tensor = output.logits[:, :, : self.vocab]
+        return logits
+
     def _mask(self, past: int, new: int) -> Tensor | None:
         """Return which positions each new token sees ``[1, 1, new, past + new]``; None where attention needs no mask."""
         if past == 0 or new == 1:

@@ -1,11 +1,16 @@
 """The record of one round, and what many of them amount to."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dispatch_rl.decoding.arms import NONE
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -16,14 +21,15 @@ class Round:
     """Name of the arm, as :attr:`Arm.name`; students joined by ``+`` when a round was dispatched token by token."""
     students: tuple[str, ...]
     """Who drafted each draft token."""
-    drafted: tuple[int, ...]
-    """Draft tokens (ids)."""
+    drafted: tuple[int | None, ...]
+    """Draft tokens (ids); None where replay does not know what a student would have drafted off the path."""
     num_accepted: int
     """Number of leading draft tokens that stood."""
-    emitted: tuple[int, ...]
-    """Tokens added to the text: the accepted ones and one of the target's, cut after an end-of-sequence token."""
+    emitted: tuple[int | None, ...]
+    """Tokens added to the text: the accepted ones and one of the target's, cut after an end-of-sequence token; None
+    in the replay of a recording without tokens."""
     entropies_nats: tuple[float, ...]
-    """The target's entropy at each emitted position, before temperature."""
+    """The target's entropy at each emitted position, before temperature; empty in the replay of a recording without entropies."""
     draft_ms: float
     """Time of the students' forward passes, catch-up included."""
     verify_ms: float
@@ -37,25 +43,59 @@ class Round:
         return self.draft_ms + self.verify_ms + self.overhead_ms
 
 
-def metrics(rounds: Sequence[Round]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RoundTable:
+    """Rounds of many texts, column by column; live decoding and replay both end up here. Every array is ``[rounds]``."""
+
+    text: Ints
+    """Number of the text that the round belongs to."""
+    arm: NDArray[np.str_]
+    """Name of the arm."""
+    position: Ints
+    """Emitted tokens before the round."""
+    drafted: Ints
+    """Draft tokens."""
+    accepted: Ints
+    """Draft tokens that stood."""
+    emitted: Ints
+    """Tokens added to the text."""
+    latency_ms: NDArray[np.float64]
+    """Duration of the round."""
+    entropy_nats: NDArray[np.float64]
+    """The target's entropy at the token before the round; NaN if unknown."""
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    @classmethod
+    def of(cls, texts: Sequence[tuple[Sequence[Round], Sequence[float]]]) -> "RoundTable":
+        """Return the table of some texts, each given by its rounds and the entropies before them. The first token is no round's."""
+        rows = [
+            (i, r.arm, before, len(r.drafted), r.num_accepted, len(r.emitted), r.latency_ms, entropy)
+            for i, (rounds, entropies) in enumerate(texts)
+            for r, before, entropy in zip(rounds, accumulate((len(r.emitted) for r in rounds), initial=1), entropies, strict=False)
+        ]
+        columns = list(zip(*rows, strict=True)) or [()] * 8
+        types = (np.int64, np.str_, np.int64, np.int64, np.int64, np.int64, np.float64, np.float64)
+        return cls(*(np.array(column, dtype=kind) for column, kind in zip(columns, types, strict=True)))
+
+
+def metrics(rounds: RoundTable) -> dict[str, Any]:
     """Return vLLM's speculation metrics over ``rounds``; ratios are ratios of sums.
 
     ``mean_acceptance_length`` counts the bonus token; ``acceptance_histogram[i]`` counts the rounds with ``i`` accepted tokens.
     """
-    emitted = sum(len(r.emitted) for r in rounds)
-    drafted = sum(len(r.drafted) for r in rounds)
-    accepted = sum(r.num_accepted for r in rounds)
-    histogram = Counter(r.num_accepted for r in rounds)
-    shares = Counter(r.arm for r in rounds)
+    emitted, drafted, accepted = (int(column.sum()) for column in (rounds.emitted, rounds.drafted, rounds.accepted))
+    arms, counts = np.unique(rounds.arm, return_counts=True)
     return {
         "num_rounds": len(rounds),
         "num_emitted_tokens": emitted,
         "num_draft_tokens": drafted,
         "num_accepted_tokens": accepted,
-        "mean_acceptance_length": emitted / len(rounds) if rounds else float("nan"),
+        "mean_acceptance_length": emitted / len(rounds) if len(rounds) else float("nan"),
         "draft_acceptance_rate": accepted / drafted if drafted else None,
-        "acceptance_histogram": [histogram[i] for i in range(max(histogram, default=0) + 1)],
-        "arm_shares": {arm: count / len(rounds) for arm, count in sorted(shares.items())},
+        "acceptance_histogram": np.bincount(rounds.accepted, minlength=1).tolist(),
+        "arm_shares": {str(arm): int(count) / len(rounds) for arm, count in zip(arms, counts, strict=True)},
     }
 
 

@@ -1,0 +1,100 @@
+"""Columns of lists as flat arrays with offsets."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dispatch_rl.errors import UserError
+from dispatch_rl.replay.schema import LONGEST_DRAFT
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+class Columns:
+    """Takes columns out of a table as flat arrays; all lists over positions must have the same lengths."""
+
+    def __init__(self, path: Path, table: "pa.Table") -> None:
+        self.path = path
+        self.table = table
+        self.offsets: Ints | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.table.column_names
+
+    def flat(self, name: str, dtype: type) -> NDArray[Any]:
+        """Return the values of a list column ``[positions]``."""
+        if name not in self:
+            raise UserError(f"{self.path}: the column '{name}' is missing; there are {', '.join(self.table.column_names)}")
+        column = self.table.column(name)
+        self._check_type(name, column.type, dtype)
+        lengths = self._list_lengths(column)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        if self.offsets is None:
+            self.offsets = offsets
+        elif not np.array_equal(offsets, self.offsets):
+            raise UserError(f"{self.path}: the lists of '{name}' are not as long as those of the columns before it")
+        parts = [chunk.flatten() for chunk in column.chunks]
+        if any(part.null_count for part in parts):
+            raise UserError(f"{self.path}: the column '{name}' has gaps")
+        values = np.concatenate([np.asarray(part.to_numpy(zero_copy_only=False)) for part in parts] or [np.zeros(0)])
+        if np.isnan(values.astype(np.float64) if values.dtype.kind == "f" else 0.0).any():
+            raise UserError(f"{self.path}: the column '{name}' holds NaN")
+        if dtype is np.uint8 and len(values) and values.min() < 0:
+            raise UserError(f"{self.path}: the column '{name}' holds {values.min()}")
+        limit = LONGEST_DRAFT if dtype is np.uint8 else None
+        return (values if limit is None else np.minimum(values, limit)).astype(dtype)
+
+    def integers(self, name: str, default: Ints) -> Ints:
+        """Return a scalar column ``[texts]``, or the default if it is missing."""
+        import pyarrow as pa
+
+        if name not in self:
+            return default
+        column = self.table.column(name)
+        if column.null_count:
+            raise UserError(f"{self.path}: the column '{name}' has gaps")
+        if not pa.types.is_integer(column.type):
+            raise UserError(f"{self.path}: the column '{name}' holds {column.type}, not whole numbers")
+        return np.asarray(column.to_numpy()).astype(np.int64)
+
+    def lengths(self, name: str) -> Ints:
+        """Return the lengths of the lists of a column ``[texts]``, whatever they hold; zeros if it is missing."""
+        if name not in self:
+            return np.zeros(self.table.num_rows, dtype=np.int64)
+        column = self.table.column(name)
+        self._check_type(name, column.type, np.int32)
+        if column.null_count:
+            raise UserError(f"{self.path}: the column '{name}' has gaps")
+        return self._list_lengths(column)
+
+    def _check_type(self, name: str, found: "pa.DataType", dtype: type) -> None:
+        """Refuse what is no list, or a list of something that does not become ``dtype`` without loss."""
+        from pyarrow import types
+
+        if not (types.is_list(found) or types.is_large_list(found)):
+            raise UserError(f"{self.path}: the column '{name}' holds {found}, not lists")
+        kinds = {np.bool_: (types.is_boolean, types.is_integer), np.float32: (types.is_floating, types.is_integer)}
+        if not any(fits(found.value_type) for fits in (*kinds.get(dtype, (types.is_integer,)), types.is_null)):
+            wanted = {np.bool_: "true and false", np.float32: "numbers"}.get(dtype, "whole numbers")
+            raise UserError(f"{self.path}: the column '{name}' holds lists of {found.value_type}, not of {wanted}")
+
+    @staticmethod
+    def _list_lengths(column: "pa.ChunkedArray") -> Ints:
+        parts = [np.asarray(chunk.value_lengths().fill_null(0), dtype=np.int64) for chunk in column.chunks]
+        return np.concatenate(parts or [np.zeros(0, dtype=np.int64)])
+
+
+def runs(match: NDArray[np.bool_], offsets: Ints) -> Bytes:
+    """Return how many consecutive matches begin at each position and end with its text ``[positions]``, at most 255."""
+    positions = np.arange(len(match))
+    text_ends = np.repeat(offsets[1:], np.diff(offsets))
+    stops = np.where(match, len(match), positions)
+    next_stop = np.minimum.accumulate(stops[::-1])[::-1]
+    return np.minimum(np.minimum(next_stop, text_ends) - positions, LONGEST_DRAFT).astype(np.uint8)

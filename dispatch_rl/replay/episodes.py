@@ -1,0 +1,148 @@
+"""Many texts decoded side by side in replay, one round a step, in numpy."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dispatch_rl.decoding.features import ACCEPTANCE_DECAY, ACCEPTANCE_PRIOR
+from dispatch_rl.decoding.rounds import Round
+from dispatch_rl.replay.world import Floats, Ints, ReplayWorld
+
+Observations = NDArray[np.float32]
+
+_STATE = ("_text", "_emitted", "_begin", "_end", "_prompt", "_fraction", "_acceptance", "_read")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one round did in every episode ``[episodes]``."""
+
+    drafted: Ints
+    accepted: Ints
+    emitted: Ints
+    latency_ms: Floats
+    finished: NDArray[np.bool_]
+
+
+class Episodes:
+    """The state of a fixed number of episodes: where each text stands, what each student has read, what was accepted lately."""
+
+    def __init__(self, world: ReplayWorld, count: int) -> None:
+        self.world = world
+        names = [feature.name for feature in world.features]
+        self._fraction_column = names.index("accepted_fraction")
+        students = len(world.traces.students)
+        self._acceptance_columns = slice(len(names) - 2 * students, len(names) - students)
+        self._lag_columns = slice(len(names) - students, len(names))
+        self._longest_lag = np.array([feature.high for feature in world.features[self._lag_columns]])
+        self._kept = ACCEPTANCE_DECAY ** np.arange(256)
+        self._rows = np.arange(count)
+        self._text = np.zeros(count, dtype=np.int64)
+        self._emitted = np.zeros(count, dtype=np.int64)
+        self._begin = np.zeros(count, dtype=np.int64)
+        self._end = np.zeros(count, dtype=np.int64)
+        self._prompt = np.zeros(count, dtype=np.int64)
+        self._fraction = np.zeros(count)
+        # Prompt lookup and none have columns too, which mean nothing, so that a round needs no case distinction.
+        self._acceptance = np.zeros((count, len(world.drafters)))
+        self._read = np.zeros((count, len(world.drafters)), dtype=np.int64)
+        self.restart(self._rows, np.resize(world.texts, count))
+
+    @property
+    def count(self) -> int:
+        """Number of episodes."""
+        return len(self._rows)
+
+    @property
+    def texts(self) -> Ints:
+        """Which text each episode decodes ``[episodes]``."""
+        return self._text.copy()
+
+    @property
+    def emitted(self) -> Ints:
+        """Emitted tokens of each ``[episodes]``."""
+        return self._emitted.copy()
+
+    def restart(self, episodes: Ints, texts: Ints) -> None:
+        """Begin ``texts`` in some ``episodes``."""
+        traces = self.world.traces
+        self._text[episodes] = texts
+        self._emitted[episodes] = traces.first_position
+        self._fraction[episodes] = 0.0
+        self._acceptance[episodes] = ACCEPTANCE_PRIOR
+        self._read[episodes] = 0
+        self._begin[episodes], self._end[episodes] = traces.offsets[texts], traces.offsets[texts + 1]
+        self._prompt[episodes] = traces.prompt_lengths[texts]
+
+    def keep(self, which: NDArray[np.bool_]) -> None:
+        """Go on with some of the episodes only ``[episodes]``."""
+        for name in _STATE:
+            setattr(self, name, getattr(self, name)[which])
+        self._rows = np.arange(int(which.sum()))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return where every episode stands."""
+        return {f"episodes{name}": getattr(self, name) for name in _STATE}
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Go on from a :meth:`state`."""
+        for name in _STATE:
+            setattr(self, name, state[f"episodes{name}"].copy())
+        self._rows = np.arange(len(self._text))
+
+    def step(self, actions: Ints) -> Step:
+        """Do one round with the arm ``actions[i]`` in every episode."""
+        world, rows = self.world, self._rows
+        drafter = world.arm_drafter[actions]
+        length = self._prompt + self._emitted
+        outcome = world.outcomes(self._text, self._emitted, actions)
+        drafted, accepted, emitted = outcome
+        drafts = drafted > 0
+        read = self._read[rows, drafter]
+        latency_ms = world.rest_ms[drafter, drafted, length]
+        latency_ms += drafts * world.first_forward_ms(drafter, length - read, length)
+        latency_ms += world.profile.token_ms * emitted
+        self._read[rows, drafter] = np.where(drafts, length + np.minimum(drafted - 1, accepted), read)
+        kept = self._kept[accepted]
+        believed = kept * self._acceptance[rows, drafter] + (1 - kept)
+        self._acceptance[rows, drafter] = np.where(accepted < drafted, ACCEPTANCE_DECAY * believed, believed)
+        self._fraction = accepted / np.maximum(drafted, 1)
+        self._emitted += emitted
+        return Step(drafted, accepted, emitted, latency_ms, self._begin + self._emitted >= self._end)
+
+    def observations(self, episodes: Ints | None = None) -> Observations:
+        """Return the features of some ``episodes``, None meaning all, in an array of their own ``[episodes, features]``."""
+        world, which = self.world, slice(None) if episodes is None else episodes
+        emitted = self._emitted[which]
+        observed = world.static.take(self._begin[which] + self._text[which] + emitted, axis=0)
+        students = len(world.traces.students)
+        observed[:, self._fraction_column] = self._fraction[which]
+        observed[:, self._acceptance_columns] = self._acceptance[which, :students]
+        lags = (self._prompt[which] + emitted - 1)[:, None] - self._read[which, :students]
+        observed[:, self._lag_columns] = np.clip(lags, 0, self._longest_lag)
+        return observed
+
+    def record(self, episode: int, action: int) -> Round:
+        """Return the :class:`Round` that ``action`` is about to be in an episode, without doing it."""
+        world, traces = self.world, self.world.traces
+        text, emitted = int(self._text[episode]), int(self._emitted[episode])
+        drafted, accepted, count = (int(n[0]) for n in world.outcomes(self._text[[episode]], self._emitted[[episode]], np.array([action])))
+        arm, drafter = world.arms[action], int(world.arm_drafter[action])
+        length = int(self._prompt[episode]) + emitted
+        first = world.first_forward_ms(*(np.array([n]) for n in (drafter, length - self._read[episode, drafter], length)))
+        begin = int(traces.offsets[text]) + emitted
+        path: tuple[int | None, ...] = (None,) * count if traces.path is None else tuple(traces.path[begin : begin + count].tolist())
+        entropies = traces.floats["entropy"][begin : begin + count].tolist() if "entropy" in traces.floats else []
+        return Round(
+            arm=arm.name,
+            students=(arm.student,) * drafted,
+            drafted=(*path[:accepted], *(None,) * (drafted - accepted)),
+            num_accepted=accepted,
+            emitted=path,
+            entropies_nats=tuple(entropies),
+            draft_ms=float(first[0] + world.continue_ms[drafter, drafted, length]) if drafted else 0.0,
+            verify_ms=float(world.verify_ms[drafter, drafted, length]),
+            overhead_ms=world.profile.overhead_ms + world.profile.token_ms * count,
+        )

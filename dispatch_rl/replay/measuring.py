@@ -1,0 +1,195 @@
+"""Measuring a profile in the code that is deployed: whole rounds of real decoding, students and target taking turns as they will.
+
+A forward pass alone in a loop is faster than the same pass in a round, because its weights are still at hand; and the target verifies
+faster behind a small student, which displaces less of it, than behind a large one. So nothing is timed apart: texts are decoded in
+stretches of one student each, as dispatchers do, with random draft lengths and, where a stretch begins, random catch-ups, and the times of
+the parts of all rounds are sorted into grids.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from dispatch_rl.config import DecodingConfig, ProfilingConfig
+from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
+from dispatch_rl.decoding.drafting import Sampler
+from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.loop import warm_up
+from dispatch_rl.decoding.session import DecodingSession
+from dispatch_rl.replay.fingerprint import family_fingerprint
+from dispatch_rl.replay.profile import TARGET, ForwardLatency, Profile
+from dispatch_rl.runs import environment
+
+_CATCH_UPS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_PROMPT = 16
+STRETCH = 6
+"""Rounds with the same student."""
+_ENOUGH = 8
+"""Fewer measurements of a query length are not worth a row of the grid."""
+
+Samples = dict[tuple[str, int], list[tuple[int, float]]]
+"""Context and time (ms) of every measurement, by what was measured and query length."""
+_NEXT = 0
+"""Stands for the query length of draft tokens after the first."""
+
+
+def measure(
+    family: Family, config: DecodingConfig, settings: ProfilingConfig, progress: Callable[[int], None] = lambda rounds: None
+) -> Profile:
+    """Decode ``settings.rounds`` rounds and return the latencies of their parts.
+
+    Args:
+        family: The models.
+        config: Its sampling is used, and the lengths of its arms.
+        settings: How much is measured.
+        progress: Told the number of rounds that are done.
+    """
+    samples: Samples = defaultdict(list)
+    overheads: list[float] = []
+    own = sorted({arm.length for arm in config.arm_list() if arm.length}) or [1]
+    lengths = sorted({*own, *settings.draft_lengths})
+    warm_up(family, ArmTable([Arm(NONE), Arm(LOOKUP, 2), *(Arm(name, max(lengths)) for name in family.students)]))
+    rng = np.random.default_rng(settings.seed)
+    stretches = _stretches(rng, family, _longest_text(family, settings))
+    done = 0
+    for session in _sessions(family, config, settings):
+        while session.room >= max(lengths) + 1 and done < settings.rounds:
+            drafter, behind = next(stretches)
+            if drafter in family.students:
+                _leave_unread(session, family, drafter, max(q for q in _CATCH_UPS if q <= min(behind, len(session.tokens))))
+            for _ in range(STRETCH):
+                if session.room >= max(lengths):
+                    # Half of the drafts are as long as those that will be predicted.
+                    length = 0 if drafter == NONE else int(rng.choice(own if rng.random() < 0.5 else lengths))
+                    overheads.append(_round(session, drafter, length, samples))
+                    done += 1
+            progress(done)
+        if done >= settings.rounds:
+            break
+    return Profile(
+        device=family.device_name(),
+        dtype=str(next(family.target.model.parameters()).dtype).removeprefix("torch."),
+        models={name: _latency(samples, name) for name in (TARGET, *family.students, LOOKUP)},
+        after={name: _latency(samples, _behind(name)) for name in family.students},
+        overhead_ms=float(np.median(overheads)),
+        token_ms=_noise_ms_per_token(family, config),
+        family=family_fingerprint(family),
+        versions=environment(family.device_name()),
+    )
+
+
+def _sessions(family: Family, config: DecodingConfig, settings: ProfilingConfig) -> Iterator[DecodingSession]:
+    """Begin texts that no end-of-sequence token ends, over and over."""
+    endless = replace(family, eos_token_ids=frozenset())
+    rng = np.random.default_rng(settings.seed + 1)
+    while True:
+        prompt = rng.integers(family.vocab, size=_PROMPT).tolist()
+        sampling = replace(config.sampling, seed=int(rng.integers(2**62)))
+        yield DecodingSession(endless, prompt, sampling, _longest_text(family, settings) - _PROMPT)
+
+
+def _longest_text(family: Family, settings: ProfilingConfig) -> int:
+    return min(settings.longest_context, family.context_limit, *(student.context_limit for student in family.students.values()))
+
+
+def _stretches(rng: np.random.Generator, family: Family, longest: int) -> Iterator[tuple[str, int]]:
+    """Say who drafts in a stretch and how many tokens it is behind at first (where the text is that long), all pairs equally often."""
+    pairs = [(drafter, behind) for drafter in (NONE, LOOKUP, *family.students) for behind in _CATCH_UPS if behind <= longest]
+    while True:
+        for i in rng.permutation(len(pairs)):
+            yield pairs[i]
+
+
+def _behind(student: str) -> str:
+    """Return the name under which verifications of a student's drafts are sampled."""
+    return f"{TARGET} behind {student}"
+
+
+def _round(session: DecodingSession, drafter: str, length: int, samples: Samples) -> float:
+    """Do one round, sort in the times of its parts and return what it cost besides (ms)."""
+    context = len(session.tokens)
+    query = 1 if drafter in (LOOKUP, NONE) else context - session.family.students[drafter].length
+    began = perf_counter()
+    session.observation()
+    times: list[float] = []
+    for _ in range(length):
+        started = perf_counter()
+        if session.draft(drafter) is None:
+            break
+        times.append(1000 * (perf_counter() - started))
+    record = session.verify()
+    total = 1000 * (perf_counter() - began)
+    if times:
+        samples[drafter, query].append((context, times[0]))
+    if len(times) > 1:
+        # One entry a round, lest long drafts, whose weights are all at hand, outvote short ones.
+        samples[drafter, _NEXT].append((context + len(times) // 2, sum(times[1:]) / (len(times) - 1)))
+    verified = (context + len(record.drafted), record.verify_ms)
+    queries = len(record.drafted) + 1
+    if drafter in session.family.students:
+        samples[_behind(drafter), queries].append(verified)
+    # Prompt lookup drafts little and displaces nothing; behind the cheapest student it is much the same.
+    if drafter in (LOOKUP, NONE, next(iter(session.family.students), None)):
+        samples[TARGET, queries].append(verified)
+    return total - sum(times) - record.verify_ms
+
+
+def _leave_unread(session: DecodingSession, family: Family, student: str, tokens: int) -> None:
+    """Let ``student`` be behind by exactly so many tokens, at least two, and the target have been the last to run."""
+    model, read = family.students[student], len(session.tokens) + 1 - tokens
+    model.roll_back(read)
+    if model.length < read:
+        model.forward(torch.tensor(session.tokens[model.length : read], device=family.device), rows=1)
+    session.step(Arm(NONE))
+
+
+def _latency(samples: Samples, name: str) -> ForwardLatency:
+    """Sort the measurements of one model into a grid. An empty cell takes the value of the cell with the next shorter context."""
+    found = {query: rows for (model, query), rows in samples.items() if model == name and query != _NEXT}
+    if not found:
+        return ForwardLatency((1,), (1,), ((0.0,),))
+    most = max(map(len, found.values()))
+    found = {query: rows for query, rows in found.items() if len(rows) >= min(_ENOUGH, most)}
+    edges = [0, *_CONTEXTS[: int(np.searchsorted(_CONTEXTS, max(context for rows in found.values() for context, _ in rows))) + 1]]
+    queries = sorted(found)
+    cells = {query: _cells(found[query], edges) for query in queries}
+    following = samples.get((name, _NEXT))
+    middles = tuple(round((low + high) / 2) for low, high in pairwise(edges))
+    return ForwardLatency(
+        queries=tuple(queries),
+        contexts=middles,
+        median_ms=tuple(tuple(float(v) for v in cells[query][1]) for query in queries),
+        next_ms=tuple(float(v) for v in _cells(following, edges)[1]) if following else None,
+        quartile_low_ms=tuple(tuple(float(v) for v in cells[query][0]) for query in queries),
+        quartile_high_ms=tuple(tuple(float(v) for v in cells[query][2]) for query in queries),
+    )
+
+
+def _cells(rows: Sequence[tuple[int, float]], edges: Sequence[int]) -> np.ndarray:
+    """Return lower quartile, median and upper quartile in each cell between two edges ``[3, cells]``."""
+    contexts, times = np.array(rows).T
+    cell = np.searchsorted(edges, contexts) - 1
+    filled = [np.quantile(times[cell == i], [0.25, 0.5, 0.75]) if (cell == i).any() else None for i in range(len(edges) - 1)]
+    known = [i for i, value in enumerate(filled) if value is not None]
+    return np.array([filled[max([k for k in known if k <= i], default=known[0])] for i in range(len(filled))]).T
+
+
+def _noise_ms_per_token(family: Family, config: DecodingConfig) -> float:
+    """Return the cost of making the noise of one position; it is made for many at once, so that few rounds pay for it."""
+    if config.sampling.greedy:
+        return 0.0
+    times = []
+    for seed in range(9):
+        sampler = Sampler(replace(config.sampling, seed=seed), family.vocab, family.device)
+        family.synchronise()
+        began = perf_counter()
+        made = sampler.prepare(0)
+        family.synchronise()
+        times.append(1000 * (perf_counter() - began) / made)
+    return float(np.median(times))

@@ -1,0 +1,244 @@
+"""Recording traces: the target's path of every prompt, then one pass of every student over it. Restartable shard by shard."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dispatch_rl.config import DecodingConfig, RecordingConfig
+from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.lookup import LookupIndex
+from dispatch_rl.decoding.sampling import Sampling
+from dispatch_rl.errors import UserError
+from dispatch_rl.progress import quiet_datasets
+from dispatch_rl.prompts import Prompt, Split, prompts
+from dispatch_rl.replay.fingerprint import digest, family_fingerprint, recording_settings
+from dispatch_rl.replay.paths import Batch, Paths, StudentReading, read_paths, write_paths
+from dispatch_rl.replay.schema import LOOKUP_COLUMNS, METADATA, VERSION, features, shard_name
+from dispatch_rl.runs import write_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FIRST_POSITION = 1
+"""Reading the prompt emits the first token."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording that is to be made, or that is made already: one part of the prompts in one folder."""
+
+    folder: Path
+    config: DecodingConfig
+    settings: RecordingConfig
+    part: Split
+    seed: int
+    num_prompts: int
+
+    def metadata(self, family: Family) -> dict[str, Any]:
+        """Return what ``traces.json`` is to hold."""
+        made_with = {"family": family_fingerprint(family), **recording_settings(self.config, self.part, self.seed)}
+        return {
+            "schema": VERSION,
+            "students": list(family.students),
+            "first_position": FIRST_POSITION,
+            "max_draft_length": self.settings.max_draft_length,
+            "num_prompts": self.num_prompts,
+            "shard_size": self.settings.shard_size,
+            "context_limits": {name: student.context_limit for name, student in family.students.items()},
+            "fingerprint": digest(made_with),
+            "family": made_with["family"],
+            "made_with": made_with,
+        }
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return -(-self.num_prompts // self.settings.shard_size)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all shards are there."""
+        return all((self.folder / shard_name(shard)).is_dir() for shard in range(self.num_shards))
+
+
+def record(
+    family: Family,
+    recording: Recording,
+    shard: int = 0,
+    num_shards: int = 1,
+    progress: Callable[[int], None] = lambda texts: None,
+) -> None:
+    """Write the shards ``shard``, ``shard + num_shards``, ... that are not there yet.
+
+    Args:
+        family: The models.
+        recording: What is recorded, and where.
+        shard: Which share of the work this process does.
+        num_shards: Among how many the work is split.
+        progress: Told the number of texts that are done.
+
+    Raises:
+        UserError: Rejection sampling, a folder that holds another recording, or prompts that cannot be read.
+    """
+    check_sampling(recording.config.sampling)
+    _begin(recording, family)
+    size = recording.settings.shard_size
+    stream = prompts(recording.config.prompts, family, recording.part, recording.seed)
+    with _threads(recording.settings.threads):
+        for number in range(recording.num_shards):
+            count = min(size, recording.num_prompts - number * size)
+            folder = recording.folder / shard_name(number)
+            if number % num_shards != shard or folder.is_dir():
+                next(islice(stream, count - 1, None))
+            else:
+                _write_shard(folder, _shard(family, recording, list(islice(stream, count)), number * size))
+            progress(number * size + count)
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Refuse sampling whose text depends on the drafts.
+
+    Raises:
+        UserError: It is rejection sampling.
+    """
+    if not sampling.greedy and sampling.method == "rejection":
+        raise UserError(
+            "sampling.method: with rejection sampling the text depends on the drafts, so there is no exact replay; "
+            "use coupled, or train with --env live"
+        )
+
+
+def _begin(recording: Recording, family: Family) -> None:
+    """Write the metadata, or see that what is there belongs to the same recording."""
+    from dispatch_rl.replay.traces import TraceMetadata
+
+    path, wanted = recording.folder / METADATA, recording.metadata(family)
+    if path.exists():
+        there = TraceMetadata.read(path)
+        if there.fingerprint != wanted["fingerprint"]:
+            raise UserError(f"output: {recording.folder} holds a recording of another family or with other settings; choose another folder")
+        keys = ("num_prompts", "shard_size", "max_draft_length")
+        if different := [key for key in keys if getattr(there, key) != wanted[key]]:
+            key = different[0]
+            raise UserError(
+                f"output: {recording.folder} was begun with {key} {getattr(there, key)}, not {wanted[key]}; choose another folder"
+            )
+    elif recording.folder.exists() and any(not file.name.startswith(METADATA) for file in recording.folder.iterdir()):
+        raise UserError(f"output: {recording.folder} is not empty and holds no recording; choose another folder")
+    else:
+        write_json(path, wanted)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Use ``count`` CPU threads; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write_shard(folder: Path, table: "pa.Table") -> None:
+    """Write a shard so that its folder appears only when it is whole."""
+    import datasets
+
+    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with quiet_datasets():
+        datasets.Dataset(table).save_to_disk(str(unfinished))
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        # Another process that was given the same work may have been faster.
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(unfinished)
+
+
+def _shard(family: Family, recording: Recording, chosen: Sequence[Prompt], first: int) -> "pa.Table":
+    """Record some prompts and return their rows. Prompts of similar length share a batch."""
+    import pyarrow as pa
+
+    size = recording.settings.batch_size
+    order = sorted(range(len(chosen)), key=lambda i: len(chosen[i].tokens))
+    rows: dict[int, Row] = {}
+    for start in range(0, len(order), size):
+        members = order[start : start + size]
+        for i, row in zip(members, _rows(family, recording, [chosen[i] for i in members]), strict=True):
+            rows[i] = {"prompt_id": f"{recording.part}-{first + i}", **row}
+    return pa.Table.from_pylist([rows[i] for i in range(len(chosen))], schema=features(tuple(family.students)).arrow_schema)
+
+
+def _rows(family: Family, recording: Recording, chosen: Sequence[Prompt]) -> list[Row]:
+    config = recording.config
+    samplings = [prompt.sampling(config.sampling) for prompt in chosen]
+    limits = [min(family.context_limit, len(prompt.tokens) + config.prompts.max_new_tokens) for prompt in chosen]
+    batch = Batch(
+        prompts=[prompt.tokens for prompt in chosen],
+        seeds=torch.tensor([_signed(sampling.seed) for sampling in samplings]),
+        limits=torch.tensor(limits),
+        sampling=config.sampling,
+    )
+    paths = write_paths(family, batch)
+    columns = {**_path_columns(paths), **_student_columns(read_paths(family, batch, paths))}
+    lengths = paths.lengths.tolist()
+    rows = []
+    for i, (prompt, sampling) in enumerate(zip(chosen, samplings, strict=True)):
+        scalars = {key: value for key, value in asdict(sampling).items() if key != "method"}
+        row = {"kind": prompt.kind, "prompt": list(prompt.tokens), "limit": limits[i], **scalars}
+        row |= {name: values[i, : lengths[i]] for name, values in columns.items()}
+        row |= lookup_columns(prompt.tokens, row["path"].tolist(), recording.settings.max_draft_length)
+        rows.append(row)
+    return rows
+
+
+def _signed(seed: int) -> int:
+    """Return the int64 that has the 64 bits of ``seed``."""
+    return seed - (seed >> 63 << 64)
+
+
+def _path_columns(paths: Paths) -> Row:
+    return {
+        "path": paths.tokens.cpu().numpy(),
+        "entropy": paths.entropy_nats.cpu().numpy(),
+        "top1_probability": paths.top1_probability.cpu().numpy(),
+        "margin": paths.margin.cpu().numpy(),
+    }
+
+
+def _student_columns(readings: dict[str, StudentReading]) -> Row:
+    columns = {}
+    for name, reading in readings.items():
+        columns[f"match_{name}"] = reading.match.cpu().numpy()
+        columns[f"entropy_{name}"] = reading.entropy_nats.cpu().numpy()
+        columns[f"top1_probability_{name}"] = reading.top1_probability.cpu().numpy()
+    return columns
+
+
+def lookup_columns(prompt: Sequence[int], path: Sequence[int], max_draft_length: int) -> dict[str, list[int]]:
+    """Return what prompt lookup would do at every position of ``path``: length of the match, tokens drafted, tokens accepted."""
+    index = LookupIndex()
+    index.extend([*prompt, *path[:FIRST_POSITION]])
+    found = [(0, 0, 0)] * min(FIRST_POSITION, len(path))
+    for position in range(FIRST_POSITION, len(path)):
+        match, proposed = index.find([])
+        draft: list[int] = []
+        while proposed is not None and len(draft) < max_draft_length:
+            draft.append(proposed)
+            _, proposed = index.find(draft)
+        agreeing = (drafted == token for drafted, token in zip(draft, path[position:], strict=False))
+        accepted = next((i for i, agrees in enumerate(agreeing) if not agrees), min(len(draft), len(path) - position))
+        found.append((match, len(draft), accepted))
+        index.extend([path[position]])
+    return {name: [values[i] for values in found] for i, name in enumerate(LOOKUP_COLUMNS)}

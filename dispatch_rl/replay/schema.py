@@ -1,0 +1,72 @@
+"""What a recording looks like on disk, so that other people's recordings can be converted to it.
+
+One row per text. A recording is any of
+
+- a folder with ``traces.json`` and one ``datasets`` Arrow folder per shard (what ``dispatch_rl.record`` writes),
+- a folder written by ``datasets.Dataset.save_to_disk``,
+- a ``.parquet`` or ``.jsonl`` file,
+
+with the columns below. *Needed* is one of ``match_S`` and ``accepted_S`` for every student S; every other column may be missing, and the
+features that need it are then off. A *position* is one token of the path; all lists of a row are equally long. Students stand in the
+order of their columns, from cheap to expensive.
+
+======================== ============== ===== =================================================================================
+column                   type           unit  meaning
+======================== ============== ===== =================================================================================
+prompt_id                string               name of the prompt
+kind                     string               what sort of text it is
+prompt                   list<int32>          token ids of the prompt
+path                     list<int32>          token ids that the target alone emits behind the prompt
+limit                    int32          tok   longest text allowed, prompt included; without it nothing cuts a draft short
+seed                     uint64               seed of the noise
+temperature, top_p       float64              as in decoding; null for off
+top_k                    int32                as in decoding; null for off
+entropy                  list<float32>  nats  target's entropy where it chose the token, before temperature
+top1_probability         list<float32>  1     its largest probability there
+margin                   list<float32>  nats  difference of its two largest logits there
+match_S                  list<bool>           whether student S would have chosen the token
+accepted_S               list<uint8>    tok   alternatively: how much of a long draft of S that begins here is accepted
+entropy_S                list<float32>  nats  entropy of student S there
+top1_probability_S       list<float32>  1     its largest probability there
+lookup_match             list<uint8>    tok   length of the prompt-lookup match before this token
+lookup_drafted           list<uint8>    tok   how many tokens prompt lookup would draft from here, at most ``max_draft_length``
+lookup_accepted          list<uint8>    tok   how many of them are accepted
+======================== ============== ===== =================================================================================
+
+``traces.json`` holds ``schema`` (1), ``students``, ``first_position``, ``max_draft_length``, ``num_prompts``, ``shard_size``,
+``context_limits`` (longest text of each student), ``family`` (fingerprint of the models) and ``fingerprint`` (of models and settings).
+Without it, decoding begins at position 0, that is, every token of the path is emitted by a round; our own recordings begin at 1, since
+reading the prompt emits the first token. ``max_draft_length`` is then the largest accepted number, or 255 with ``match_S``.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import datasets
+
+VERSION = 1
+METADATA = "traces.json"
+LONGEST_DRAFT = 255
+"""Draft lengths and runs of matches are kept in a byte."""
+
+POSITION_FLOATS = ("entropy", "top1_probability", "margin")
+LOOKUP_COLUMNS = ("lookup_match", "lookup_drafted", "lookup_accepted")
+MATCH, ACCEPTED = "match_", "accepted_"
+
+
+def shard_name(shard: int) -> str:
+    """Return the name of a shard's folder."""
+    return f"shard-{shard:05d}"
+
+
+def features(students: Sequence[str]) -> "datasets.Features":
+    """Return the types of all columns that ``dispatch_rl.record`` writes."""
+    from datasets import Features, List, Value
+
+    scalars = {"prompt_id": "string", "kind": "string", "limit": "int32", "seed": "uint64"}
+    scalars |= {"temperature": "float64", "top_k": "int32", "top_p": "float64"}
+    lists = {"prompt": "int32", "path": "int32", **dict.fromkeys(POSITION_FLOATS, "float32"), **dict.fromkeys(LOOKUP_COLUMNS, "uint8")}
+    for student in students:
+        lists |= {f"match_{student}": "bool", f"entropy_{student}": "float32", f"top1_probability_{student}": "float32"}
+    return Features({**{name: Value(kind) for name, kind in scalars.items()}, **{name: List(Value(kind)) for name, kind in lists.items()}})

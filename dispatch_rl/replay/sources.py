@@ -1,0 +1,118 @@
+"""Where replay takes its traces and latencies from: what is given, what is in the cache, else made now."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from dispatch_rl.config import TrainConfig
+from dispatch_rl.decoding.arms import Arm, ArmTable
+from dispatch_rl.decoding.families import Family, device_name, find_device, load_family
+from dispatch_rl.errors import UserError
+from dispatch_rl.prompts import Split
+from dispatch_rl.replay.fingerprint import digest, family_fingerprint
+from dispatch_rl.replay.profile import Profile
+from dispatch_rl.replay.recording import Recording, check_sampling, record
+from dispatch_rl.replay.traces import Traces, load_traces
+from dispatch_rl.replay.world import ReplayWorld
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
+"""Given a title and a total, a context that yields ``update(done)``; :func:`dispatch_rl.progress.progress_bar` is one."""
+
+
+@contextmanager
+def _silent(title: str, total: int) -> Iterator[Callable[..., None]]:
+    yield lambda done: None
+
+
+class ReplaySource:
+    """Traces and latencies of one configuration. Models are loaded only if something must be made with them.
+
+    Raises:
+        UserError: What is given is broken, or belongs to another family or device; or rejection sampling, which has no replay.
+    """
+
+    def __init__(self, config: TrainConfig, family: Family | None = None, progress: Progress = _silent) -> None:
+        check_sampling(config.sampling)
+        self.config = config
+        self._family = family
+        self._progress = progress
+
+    @cached_property
+    def family(self) -> Family:
+        """The models."""
+        return load_family(self.config.family) if self._family is None else self._family
+
+    @property
+    def needs_family(self) -> bool:
+        """Whether the models are loaded or have to be."""
+        given = self.config.replay.traces is not None and self.config.replay.profile is not None
+        return not given or self._family is not None or "family" in self.__dict__
+
+    def world(self, part: Split, extra: Sequence[Arm] = ()) -> ReplayWorld:
+        """Return one part of the prompts, ready to be replayed with the configured arms and ``extra`` ones behind them."""
+        traces = self.traces(part)
+        arms = self.arms(traces)
+        return ReplayWorld(traces, self.profile, ArmTable([*arms, *(arm for arm in extra if arm not in arms)]))
+
+    def arms(self, traces: Traces) -> list[Arm]:
+        """Return the configured arms; if none are given, those that the students of the recording call for."""
+        given = self.config.replay.traces is not None
+        return self.config.arm_list(traces.students, bool(traces.lookup)) if given else self.config.arm_list()
+
+    def traces(self, part: Split) -> Traces:
+        """Return the recording of one part, made now if it is not there."""
+        given = self.config.replay.traces
+        if given is None:
+            return load_traces(self._recorded(part))
+        traces = load_traces(given, part)
+        if self.needs_family and traces.family not in (None, family_fingerprint(self.family)):
+            raise UserError(f"replay.traces: {given} was recorded with another family than the configured one; record again")
+        return traces
+
+    def _recorded(self, part: Split) -> Path:
+        recording = recording_of(self.config, part)
+        wanted = recording.metadata(self.family)
+        recording = recording_of(self.config, part, self.config.replay.cache / f"{part}-{digest(wanted)}")
+        if not recording.finished:
+            with self._progress(f"recording {part}", recording.num_prompts) as update:
+                record(self.family, recording, progress=update)
+        return recording.folder
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The latencies, measured now if they are not there."""
+        given = self.config.replay.profile
+        path = self._measured() if given is None else given
+        profile = Profile.read(path)
+        if profile.family is not None:
+            if self.config.family.threads is not None:
+                torch.set_num_threads(self.config.family.threads)
+            family = family_fingerprint(self.family) if self.needs_family else self.traces("train").family
+            profile.check_fits(path, family, device_name(find_device(self.config.family.device)), self.config.family.dtype)
+        return profile
+
+    def _measured(self) -> Path:
+        from dispatch_rl.replay.measuring import measure
+
+        config, family = self.config, self.family
+        made_with = [family_fingerprint(family), family.device_name(), str(config.profiling), str(config.sampling), str(config.arm_list())]
+        path = config.replay.cache / f"profile-{digest(made_with)}.json"
+        if not path.exists():
+            with self._progress("measuring latencies", config.profiling.rounds) as update:
+                measure(family, config, config.profiling, update).write(path)
+        return path
+
+
+def recording_of(config: TrainConfig, part: Split, folder: Path = Path()) -> Recording:
+    """Return the recording of one part of the prompts that a configuration describes, in ``folder``."""
+    counts = {"train": config.recording.train_prompts, "validation": config.recording.validation_prompts}
+    seeds = {"train": config.prompts.seed, "validation": config.seed, "test": config.evaluation.seed}
+    return Recording(folder, config, config.recording, part, seeds[part], counts.get(part, config.recording.test_prompts))
+
+
+def open_replay(config: TrainConfig, family: Family | None = None, progress: Progress = _silent) -> ReplaySource:
+    """Return the traces and latencies of ``config``; ``family`` saves loading it again."""
+    return ReplaySource(config, family, progress)

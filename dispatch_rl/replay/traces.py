@@ -1,0 +1,265 @@
+"""Reading recordings into flat arrays with offsets: position ``offsets[i] + t`` is token ``t`` of text ``i``."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dispatch_rl.decoding.sampling import Sampling
+from dispatch_rl.errors import UserError
+from dispatch_rl.progress import quiet_datasets
+from dispatch_rl.replay.columns import Bytes, Columns, Floats, Ints, runs
+from dispatch_rl.replay.schema import ACCEPTED, LONGEST_DRAFT, LOOKUP_COLUMNS, MATCH, METADATA, POSITION_FLOATS, VERSION, shard_name
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+T = TypeVar("T")
+
+_PARTS = ("train", "validation", "test")
+_FILES = {".parquet": "from_parquet", ".jsonl": "from_json", ".json": "from_json"}
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What was recorded along the paths of some texts, the columns of :mod:`dispatch_rl.replay.schema` one behind the other."""
+
+    source: Path
+    """Where it was read from."""
+    students: tuple[str, ...]
+    """Students, from cheap to expensive."""
+    family: str | None
+    """Fingerprint of the family; None if the recording has none."""
+    first_position: int
+    """Tokens that are there before the first round."""
+    max_draft_length: int
+    """Longest draft that the recording knows about."""
+    context_limits: dict[str, int]
+    """Longest text that a student can read (tokens), where it is limited."""
+    offsets: Ints
+    """Where each text begins and the last one ends ``[texts + 1]``."""
+    prompt_lengths: Ints
+    """Tokens of each prompt ``[texts]``; zero if unknown."""
+    limits: Ints
+    """Longest text, prompt included ``[texts]``; out of reach if unknown."""
+    accepted: dict[str, Bytes]
+    """How much of a long draft of a student that begins at a position is accepted (tokens) ``[positions]``."""
+    floats: dict[str, Floats]
+    """``entropy``, ``margin``, ``entropy_small`` and so on, as far as recorded ``[positions]``."""
+    lookup: dict[str, Bytes]
+    """The columns of prompt lookup, or nothing ``[positions]``."""
+    path: NDArray[np.int32] | None
+    """Token ids of the paths, if recorded ``[positions]``."""
+    table: "pa.Table"
+    """The rows as they are on disk."""
+
+    @property
+    def num_texts(self) -> int:
+        """Number of texts."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_positions(self) -> int:
+        """Number of recorded tokens."""
+        return int(self.offsets[-1])
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of each path ``[texts]``."""
+        return np.diff(self.offsets)
+
+    def prompt(self, text: int) -> tuple[int, ...]:
+        """Return the tokens of a prompt."""
+        return tuple(self.table.column("prompt")[text].as_py())
+
+    def path_tokens(self, text: int) -> tuple[int, ...] | None:
+        """Return the path of a text, if recorded."""
+        return None if self.path is None else tuple(self.path[self.offsets[text] : self.offsets[text + 1]].tolist())
+
+    def kind(self, text: int) -> str:
+        """Return what sort of text it is."""
+        return str(self.table.column("kind")[text].as_py()) if "kind" in self.table.column_names else "text"
+
+    def sampling(self, text: int) -> Sampling:
+        """Return how a text was decoded."""
+        keys = ("temperature", "top_k", "top_p", "seed")
+        return Sampling(**{key: self.table.column(key)[text].as_py() for key in keys})
+
+    def missing(self) -> frozenset[str]:
+        """Return the columns that features may need and the recording lacks."""
+        known = {*self.floats, *self.lookup}
+        return frozenset(column for column in (*POSITION_FLOATS, *LOOKUP_COLUMNS) if column not in known)
+
+
+@dataclass(frozen=True)
+class TraceMetadata:
+    """What ``traces.json`` holds; the defaults are for recordings made elsewhere."""
+
+    students: tuple[str, ...]
+    first_position: int = 0
+    max_draft_length: int | None = None
+    context_limits: dict[str, int] | None = None
+    fingerprint: str | None = None
+    family: str | None = None
+    num_prompts: int | None = None
+    shard_size: int | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> "TraceMetadata":
+        """Read ``traces.json``.
+
+        Raises:
+            UserError: It is broken, or of another version.
+        """
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            version = values.pop("schema")
+            students = values.pop("students")
+            metadata = cls(tuple(students), **{key: values[key] for key in cls.__dataclass_fields__ if key in values})
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise UserError(f"{path}: not the description of a recording: {error!r}") from error
+        if version != VERSION:
+            raise UserError(f"{path}: written with schema {version}; this version reads schema {VERSION}")
+        if wrong := ["students"] if isinstance(students, str) else metadata._wrong_keys():
+            raise UserError(f"{path}: not the description of a recording: {wrong[0]} is {values.get(wrong[0], students)!r}")
+        return metadata
+
+    def _wrong_keys(self) -> list[str]:
+        """Return the keys whose values are none that a recording can have."""
+        limits = self.context_limits
+        fits = {
+            "students": len(self.students) > 0 and all(isinstance(name, str) for name in self.students),
+            "first_position": isinstance(self.first_position, int) and self.first_position >= 0,
+            "context_limits": limits is None or (isinstance(limits, dict) and all(isinstance(v, int) for v in limits.values())),
+        }
+        for key in ("max_draft_length", "num_prompts", "shard_size"):
+            value = getattr(self, key)
+            fits[key] = value is None or (isinstance(value, int) and value > 0)
+        return [key for key, right in fits.items() if not right]
+
+
+def load_traces(path: Path, part: str | None = None) -> Traces:
+    """Read a recording.
+
+    Args:
+        path: A folder or file as :mod:`dispatch_rl.replay.schema` describes them.
+        part: ``train``, ``validation`` or ``test``: the sub-folder of that name if there is one, else eight, one and one in ten of the
+            texts. None reads everything.
+
+    Raises:
+        UserError: It is missing, unfinished, truncated, empty, or its columns do not fit together.
+    """
+    if part is not None and (path / part).is_dir():
+        return load_traces(path / part)
+    if parts := [name for name in _PARTS if (path / name / METADATA).is_file()]:
+        raise UserError(f"{path}: there is no part '{part or ''}' in this recording, only {', '.join(parts)}")
+    if (path / METADATA).is_file():
+        metadata = TraceMetadata.read(path / METADATA)
+        table = _read_shards(path, metadata)
+    else:
+        table = _read_foreign(path)
+        metadata = TraceMetadata(_students_by_column(path, table.column_names))
+    if part is not None:
+        table = table.take(_rows_of(part, table.num_rows))
+    if table.num_rows == 0:
+        raise UserError(f"{path}: the recording holds no {part + ' ' if part else ''}texts")
+    return _flatten(path, table, metadata)
+
+
+def _rows_of(part: str, rows: int) -> Ints:
+    tenth = np.arange(rows) % 10
+    return np.flatnonzero({"train": tenth < 8, "validation": tenth == 8, "test": tenth == 9}[part])
+
+
+def _guarded(path: Path, read: Callable[[], T]) -> T:
+    import datasets
+    import pyarrow as pa
+
+    try:
+        with quiet_datasets():
+            return read()
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        reason = (str(cause) or repr(cause)).splitlines()[0]
+        raise UserError(f"{path}: the recording is damaged or cut off: {reason}") from error
+    except (StopIteration, IndexError) as error:
+        raise UserError(f"{path}: the recording holds no texts") from error
+
+
+def _read_shards(path: Path, metadata: TraceMetadata) -> "pa.Table":
+    import pyarrow as pa
+
+    if metadata.num_prompts is None or metadata.shard_size is None:
+        names = sorted(folder.name for folder in path.glob("shard-*") if folder.is_dir())
+    else:
+        names = [shard_name(shard) for shard in range(-(-metadata.num_prompts // metadata.shard_size))]
+    missing = [name for name in names if not (path / name).is_dir()]
+    if missing or not names:
+        raise UserError(f"{path}: {len(names) - len(missing)} of {len(names)} shards are there; run record again to finish it")
+    tables = [_read_dataset(path / name) for name in names]
+    rows = sum(table.num_rows for table in tables)
+    if metadata.num_prompts not in (None, rows):
+        raise UserError(f"{path}: the shards hold {rows} texts instead of {metadata.num_prompts}")
+    return _guarded(path, lambda: pa.concat_tables(tables))
+
+
+def _read_dataset(folder: Path) -> "pa.Table":
+    import datasets
+
+    dataset = _guarded(folder, lambda: datasets.load_from_disk(str(folder)))
+    if isinstance(dataset, datasets.DatasetDict):
+        raise UserError(f"{folder}: it holds the parts {', '.join(dataset)}; name the folder of one of them")
+    return dataset.data.table
+
+
+def _read_foreign(path: Path) -> "pa.Table":
+    import datasets
+
+    if path.is_dir():
+        return _read_dataset(path)
+    if not path.is_file():
+        raise UserError(f"traces: there is no recording {path}")
+    if path.suffix not in _FILES:
+        raise UserError(f"traces: {path} is neither a folder nor a {', '.join(_FILES)} file")
+    reader = getattr(datasets.Dataset, _FILES[path.suffix])
+    return _guarded(path, lambda: reader(str(path)).data.table)
+
+
+def _students_by_column(path: Path, columns: Sequence[str]) -> tuple[str, ...]:
+    names = [column.removeprefix(prefix) for column in columns for prefix in (MATCH, ACCEPTED) if column.startswith(prefix)]
+    if not names:
+        raise UserError(f"{path}: no column is called {MATCH}STUDENT or {ACCEPTED}STUDENT; there are {', '.join(columns)}")
+    return tuple(dict.fromkeys(names))
+
+
+def _flatten(path: Path, table: "pa.Table", metadata: TraceMetadata) -> Traces:
+    columns = Columns(path, table)
+    matches = {name: columns.flat(MATCH + name, np.bool_) for name in metadata.students if MATCH + name in columns}
+    counts = {name: columns.flat(ACCEPTED + name, np.uint8) for name in metadata.students if name not in matches}
+    assert columns.offsets is not None
+    offsets = columns.offsets
+    accepted = {name: runs(matches[name], offsets) if name in matches else counts[name] for name in metadata.students}
+    longest = LONGEST_DRAFT if not counts else max(1, *(int(c.max(initial=0)) for c in counts.values()))
+    names = [*POSITION_FLOATS, *(f"{key}_{name}" for name in metadata.students for key in POSITION_FLOATS[:2])]
+    prompt_lengths = columns.lengths("prompt")
+    lookup = all(name in columns for name in LOOKUP_COLUMNS)
+    return Traces(
+        source=path,
+        students=metadata.students,
+        family=metadata.family,
+        first_position=metadata.first_position,
+        max_draft_length=longest if metadata.max_draft_length is None else metadata.max_draft_length,
+        context_limits=metadata.context_limits or {},
+        offsets=offsets,
+        prompt_lengths=prompt_lengths,
+        limits=columns.integers("limit", prompt_lengths + np.diff(offsets) + LONGEST_DRAFT + 1),
+        accepted=accepted,
+        floats={name: columns.flat(name, np.float32) for name in names if name in columns},
+        lookup={name: columns.flat(name, np.uint8) for name in LOOKUP_COLUMNS} if lookup else {},
+        path=columns.flat("path", np.int32) if "path" in columns else None,
+        table=table,
+    )

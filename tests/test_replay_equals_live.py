@@ -1,0 +1,176 @@
+"""The third promise: what replay says about a round is what live decoding does, for any sequence of arms."""
+
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from random import Random
+
+import datasets
+import numpy as np
+import pytest
+
+from dispatch_rl.config import DecodingConfig, PromptConfig, RecordingConfig, ThresholdConfig
+from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
+from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.loop import decode
+from dispatch_rl.decoding.rounds import Round, RoundTable
+from dispatch_rl.decoding.sampling import Sampling
+from dispatch_rl.decoding.session import DecodingSession
+from dispatch_rl.policies.threshold import ThresholdPolicy
+from dispatch_rl.replay.episodes import Episodes, Observations
+from dispatch_rl.replay.recording import Recording, record
+from dispatch_rl.replay.running import replay
+from dispatch_rl.replay.traces import load_traces
+from dispatch_rl.replay.world import ReplayWorld
+from tests.test_lossless import own_text
+from tests.traces import made_up_profile
+
+FAMILIES = ("pocket", "other")
+SAMPLINGS = {"greedy": Sampling(), "cut": Sampling(0.6, top_k=20, top_p=0.9, seed=2**64 - 3), "coupled": Sampling(1.0, seed=7)}
+TEXTS = {"pocket": 16, "other": 18}
+LENGTHS = (1, 2, 3, 5, 8, 13)
+SEEDS = {"pocket": 3, "other": 5}
+"""Of prompts along which no choice of a target or student is decided by less than 2.7e-4 nats, ten times the rounding that was seen."""
+ROUNDING = 2e-4
+"""How far a float32 feature may move when a forward pass reads many texts at once; 2e-5 was seen, on margins of up to 20 nats."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A family, and what was recorded of it under one sampling."""
+
+    name: str
+    family: Family
+    config: DecodingConfig
+    world: ReplayWorld
+
+    def session(self, text: int) -> DecodingSession:
+        """Begin to decode a recorded text."""
+        traces = self.world.traces
+        return DecodingSession(self.family, traces.prompt(text), traces.sampling(text), self.config.prompts.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One round, replayed and live."""
+
+    text: int
+    arm: Arm
+    replayed: Round
+    live: Round
+    ended: tuple[bool, bool]
+    observations: tuple[Observations, Observations]
+
+
+def short_prompts(folder: Path) -> str:
+    """Write prompts of 8 to 118 tokens, so that texts end on both sides of a context of 96, and at 128."""
+    rng = Random(0)
+    lines = [" ".join(rng.choice(["def", "x =", "1 + 2", "Problem:", "sum(a)"]) for _ in range(70))[: 8 + 10 * i] for i in range(24)]
+    (folder / "short.txt").write_text("\n".join(lines))
+    return str(folder / "short.txt")
+
+
+@pytest.fixture(scope="session", params=product(FAMILIES, SAMPLINGS), ids="-".join)
+def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """Every family under every sampling, recorded in batches that mix lengths and in two shards."""
+    name, sampling = request.param
+    folder = tmp_path_factory.mktemp("recorded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        family: Family = request.getfixturevalue(name)
+        # Many tokens end a text, so that ends fall into drafts.
+        family = replace(family, eos_token_ids=frozenset(range(0, family.vocab, 50)))
+        source = "pocket" if name == "pocket" else short_prompts(folder)
+        config = DecodingConfig(prompts=PromptConfig(source=source, max_new_tokens=40), sampling=SAMPLINGS[sampling])
+        settings = RecordingConfig(max_draft_length=max(LENGTHS), batch_size=7, shard_size=10)
+        record(family, Recording(folder / "traces", config, settings, "train", SEEDS[name], TEXTS[name]))
+    arms = ArmTable([*(Arm(student, length) for student in (*family.students, LOOKUP) for length in LENGTHS), Arm(NONE)])
+    profile = made_up_profile(9.0, 0.5, 0.1, **dict.fromkeys(family.students, 2.0))
+    return Recorded(name, family, config, ReplayWorld(load_traces(folder / "traces"), profile, arms))
+
+
+@pytest.fixture(scope="session")
+def compared(recorded: Recorded) -> list[Compared]:
+    """All texts decoded by random arms, live and in replay, round by round."""
+    world, rng, rounds = recorded.world, Random(0), []
+    for text in world.texts.tolist():
+        session, episodes = recorded.session(text), Episodes(world, 1)
+        episodes.restart(np.array([0]), np.array([text]))
+        while not session.finished:
+            action = rng.randrange(len(world.arms))
+            observations = (episodes.observations()[0], session.observation())
+            replayed, step = episodes.record(0, action), episodes.step(np.array([action]))
+            assert replayed.latency_ms == pytest.approx(step.latency_ms[0], abs=1e-9)
+            assert (replayed.num_accepted, len(replayed.drafted)) == (step.accepted[0], step.drafted[0])
+            live = session.step(world.arms[action])
+            ended = (bool(step.finished[0]), session.finished)
+            rounds.append(Compared(text, world.arms[action], replayed, live, ended, observations))
+            assert ended[0] == ended[1]
+    return rounds
+
+
+def test_every_round_is_the_same(compared: list[Compared]) -> None:
+    """Drafted and accepted counts, tokens, students and ends agree exactly; of a draft, replay knows what stood."""
+    for pair in compared:
+        ours, live = pair.replayed, pair.live
+        assert (ours.arm, ours.students, len(ours.drafted)) == (live.arm, live.students, len(live.drafted)), pair
+        assert (ours.num_accepted, ours.emitted, pair.ended[0]) == (live.num_accepted, live.emitted, pair.ended[1]), pair
+        assert ours.drafted[: ours.num_accepted] == live.drafted[: live.num_accepted], pair
+        np.testing.assert_allclose(ours.entropies_nats, live.entropies_nats, rtol=0, atol=ROUNDING)
+
+
+def test_every_observation_is_the_same(recorded: Recorded, compared: list[Compared]) -> None:
+    """What the target saw agrees up to float32's rounding, what follows from the rounds to the last bits."""
+    assert [feature.column is not None for feature in recorded.world.features[:4]] == [True] * 4
+    ours, live = (np.array([pair.observations[side] for pair in compared]) for side in range(2))
+    np.testing.assert_allclose(ours[:, :4], live[:, :4], rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(ours[:, 4:], live[:, 4:], rtol=1e-6, atol=0)
+
+
+def test_the_recorded_path_is_the_targets_own_text(recorded: Recorded) -> None:
+    """Token for token what one forward pass of the target alone chooses, and no longer than it may be."""
+    traces = recorded.world.traces
+    for text in range(traces.num_texts):
+        path = traces.path_tokens(text)
+        assert path is not None
+        assert list(path) == own_text(recorded.family, traces.prompt(text), path, traces.sampling(text))
+        ends = [i for i, token in enumerate(path) if token in recorded.family.eos_token_ids]
+        full = len(path) == traces.limits[text] - traces.prompt_lengths[text]
+        assert ends == [len(path) - 1] or (full and not ends)
+
+
+def test_a_policy_that_looks_decodes_the_same(recorded: Recorded) -> None:
+    """The threshold policy, all texts side by side in replay and one after the other live: the same table of rounds."""
+    world, traces = recorded.world, recorded.world.traces
+    texts = world.texts[:6]
+    policy = ThresholdPolicy.from_config(ThresholdConfig(), traces.students, world.arms)
+    lived = []
+    for text in texts.tolist():
+        sampling, longest = traces.sampling(text), recorded.config.prompts.max_new_tokens
+        lived.append(decode(recorded.family, policy, world.arms, traces.prompt(text), sampling, longest))
+    live = RoundTable.of([(text.rounds, text.entropies_at_decision) for text in lived])
+    replayed = replay(world, policy, texts)
+    order = np.lexsort((replayed.rounds.position, replayed.rounds.text))
+    for column in ("text", "arm", "position", "drafted", "accepted", "emitted"):
+        np.testing.assert_array_equal(getattr(replayed.rounds, column)[order], getattr(live, column), err_msg=column)
+    np.testing.assert_allclose(replayed.rounds.entropy_nats[order], live.entropy_nats, rtol=0, atol=ROUNDING)
+    assert replayed.tokens.tolist() == [len(text.tokens) - 1 for text in lived]
+
+
+def test_the_comparison_meets_what_is_difficult(recorded: Recorded, compared: list[Compared]) -> None:
+    """Partial acceptance, long drafts, lookup, full contexts and cut ends all occur, so that agreement means something."""
+    traces, partial = recorded.world.traces, [0 < len(pair.live.drafted) < pair.arm.length for pair in compared]
+    assert any(partial)
+    assert any(len(pair.live.emitted) == pair.live.num_accepted < len(pair.live.drafted) for pair in compared)
+    assert len({int(length) for length in traces.lengths}) > 2
+    if recorded.name == "pocket":
+        assert any(0 < pair.live.num_accepted < len(pair.live.drafted) for pair in compared)
+        assert max(pair.live.num_accepted for pair in compared) >= 8
+        assert {pair.live.num_accepted > 0 for pair in compared if pair.arm.student == LOOKUP} == {True, False}
+    else:
+        ends = traces.prompt_lengths + traces.lengths
+        assert ((traces.prompt_lengths < 96) & (ends > 97)).any()
+        assert ends.max() == recorded.family.context_limit
+        full = [pair for pair in compared if pair.arm.student == "twin" and traces.prompt_lengths[pair.text] >= 96]
+        assert full
+        assert all(not pair.live.drafted for pair in full)
