@@ -16,6 +16,7 @@ from dispatch_rl.decoding.features import feature_table
 from dispatch_rl.decoding.loop import target_latency_ms
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.envs.rendering import ansi_round, strip
+from dispatch_rl.envs.replay import observation_space
 from dispatch_rl.envs.reward import Reward
 from dispatch_rl.errors import UserError
 from dispatch_rl.prompts import Prompt, Split, prompts
@@ -104,10 +105,7 @@ class LiveDecodingEnv(gym.Env[Observation, np.int64]):
         self.split: Split = split
         self.render_mode = render_mode
         self.action_space = spaces.Discrete(len(self.arms))
-        self.observation_space = spaces.Box(
-            np.array([f.low for f in self.features], dtype=np.float32),
-            np.array([f.high for f in self.features], dtype=np.float32),
-        )
+        self.observation_space = observation_space(self.features)
         reference = reward.reference_ms_per_token or target_latency_ms(self.family)
         self.reward = Reward(reference, reward.acceptance_weight, reward.clip)
         self._prompts: Iterator[Prompt] | None = None

@@ -1,6 +1,7 @@
 """How a decoded text looks: who drafted what, what stood, and how sure the target was."""
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ _PALETTE = ((86, 180, 233), (0, 158, 115), (230, 159, 0), (204, 121, 167), (0, 1
 _LOOKUP_COLOUR = (240, 228, 66)
 _TARGET_COLOUR = (235, 235, 235)
 _REJECTED_COLOUR = (90, 40, 40)
+_UNKNOWN = "·"
+"""A token that replay does not know."""
 _RESET, _DIM, _STRUCK = "\x1b[0m", "\x1b[2m", "\x1b[9m"
 
 STRIP_SHAPE = (96, 512, 3)
@@ -37,11 +40,13 @@ def ansi_round(record: Round, decode: Callable[[list[int]], str], students: Sequ
     """Return one line: arm, accepted/drafted, the emitted tokens with their entropies (nats), and the rejected ones struck out."""
     palette = colours(students)
     parts = []
-    for i, (token, entropy) in enumerate(zip(record.emitted, record.entropies_nats, strict=True)):
+    for i, (token, entropy) in enumerate(zip_longest(record.emitted, record.entropies_nats)):
         colour = palette[record.students[i]] if i < record.num_accepted else _TARGET_COLOUR
-        parts.append(f"{_painted(decode([token]), colour)}{_DIM}{entropy:.1f}{_RESET}")
+        told = "" if entropy is None else f"{_DIM}{entropy:.1f}{_RESET}"
+        parts.append(f"{_painted(_UNKNOWN if token is None else decode([token]), colour)}{told}")
     rejected = record.drafted[record.num_accepted :]
-    struck = _painted(decode(list(rejected)), _REJECTED_COLOUR, _STRUCK) if rejected else ""
+    known = [token for token in rejected if token is not None]
+    struck = _painted(decode(known) if known else _UNKNOWN * len(rejected), _REJECTED_COLOUR, _STRUCK) if rejected else ""
     head = f"{record.arm:>12} {record.num_accepted:2d}/{len(record.drafted):<2d} {record.latency_ms:6.2f} ms"
     return f"{head} | {' '.join(parts)} {struck}".rstrip()
 
@@ -56,10 +61,10 @@ def strip(rounds: Sequence[Round], students: Sequence[str]) -> NDArray[np.uint8]
     palette = colours(students)
     columns: list[tuple[Colour, float, int]] = []
     for record in rounds:
-        for i, entropy in enumerate(record.entropies_nats):
+        for i, (_, entropy) in enumerate(zip_longest(record.emitted, record.entropies_nats)):
             drafted = i < record.num_accepted
             rejected = 0 if drafted else len(record.drafted) - record.num_accepted
-            columns.append((palette[record.students[i]] if drafted else _TARGET_COLOUR, entropy, rejected))
+            columns.append((palette[record.students[i]] if drafted else _TARGET_COLOUR, entropy or 0.0, rejected))
     columns = columns[-(width // _COLUMN) :]
     left = width - _COLUMN * len(columns)
     for i, (colour, entropy, rejected) in enumerate(columns):

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dispatch_rl.decoding.rounds import Round
+from dispatch_rl.replay.episodes import Step
 
 
 @dataclass(frozen=True)
@@ -32,3 +36,11 @@ class Reward:
         """Return the reward of ``record``."""
         reward = self.latency_term(record) + self.acceptance_term(record)
         return max(-self.clip, min(self.clip, reward))
+
+    def batch(self, step: Step) -> NDArray[np.float64]:
+        """Return the rewards of the rounds of many episodes ``[episodes]``."""
+        rewards = step.emitted - step.latency_ms / self.reference_ms_per_token
+        if self.acceptance_weight:
+            rewards += self.acceptance_weight * step.accepted / np.maximum(step.drafted, 1)
+        clipped: NDArray[np.float64] = np.clip(rewards, -self.clip, self.clip)
+        return clipped

@@ -1,9 +1,8 @@
 """Policies that do not look."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dispatch_rl.policies.base import Policy
+from dispatch_rl.policies.base import Actions, Observation, Policy
 
 
 class FixedPolicy(Policy):
@@ -12,8 +11,11 @@ class FixedPolicy(Policy):
     def __init__(self, action: int) -> None:
         self.action = action
 
-    def __call__(self, observation: NDArray[np.float32]) -> int:
+    def __call__(self, observation: Observation) -> int:
         return self.action
+
+    def batch(self, observations: Observation) -> Actions:
+        return np.full(len(observations), self.action)
 
 
 class RandomPolicy(Policy):
@@ -23,5 +25,8 @@ class RandomPolicy(Policy):
         self.num_actions = num_actions
         self._rng = np.random.default_rng(seed)
 
-    def __call__(self, observation: NDArray[np.float32]) -> int:
+    def __call__(self, observation: Observation) -> int:
         return int(self._rng.integers(self.num_actions))
+
+    def batch(self, observations: Observation) -> Actions:
+        return self._rng.integers(self.num_actions, size=len(observations))

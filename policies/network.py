@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dispatch_rl.errors import UserError
-from dispatch_rl.policies.base import Policy
+from dispatch_rl.policies.base import Actions, Policy
 
 Array = NDArray[np.float32]
 
@@ -30,6 +30,15 @@ class NetworkPolicy(Policy):
             self._tensors |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
         self._weights: list[Array] = [weights[0] / scale, *weights[1:]]
         self._biases = list(biases)
+
+    def layers(self) -> tuple[list[Array], list[Array]]:
+        """Return the matrices ``[out, in]``, for scaled features, and the vectors ``[out]``."""
+        return [self._tensors[f"layers.{i}.weight"] for i in range(len(self._weights))], self._biases
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the hidden layers."""
+        return tuple(len(bias) for bias in self._biases[:-1])
 
     @property
     def num_features(self) -> int:
@@ -63,6 +72,13 @@ class NetworkPolicy(Policy):
 
     def __call__(self, observation: Array) -> int:
         return int(self.logits(observation).argmax())
+
+    def batch(self, observations: Array) -> Actions:
+        x: Array = observations
+        for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
+            x = np.tanh(x @ weight.T + bias)
+        actions: Actions = (x @ self._weights[-1].T + self._biases[-1]).argmax(axis=1)
+        return actions
 
     def save(self, path: Path) -> None:
         """Write the policy to a safetensors file."""

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dispatch_rl.config import ThresholdConfig
 from dispatch_rl.decoding.arms import ArmTable
 from dispatch_rl.decoding.features import feature_table
 from dispatch_rl.errors import UserError
-from dispatch_rl.policies.base import Policy
+from dispatch_rl.policies.base import Actions, Observation, Policy
 
 DEFAULT_LIMITS = (0.4, 0.8)
 
@@ -42,9 +41,15 @@ class ThresholdPolicy(Policy):
         """
         drafting = {arm.student for arm in arms}
         names = [name for name in students if name in drafting] if config.students is None else config.students
+        if config.students is None and config.limits is None and len(names) > len(DEFAULT_LIMITS) + 1:
+            names = [names[0], names[len(names) // 2], names[-1]]
         limits = list(DEFAULT_LIMITS[: len(names) - 1]) if config.limits is None else config.limits
         entropy_index = [feature.name for feature in feature_table(students)].index("entropy")
         return cls(limits, [arms.first_of(name) for name in names], entropy_index)
 
-    def __call__(self, observation: NDArray[np.float32]) -> int:
+    def __call__(self, observation: Observation) -> int:
         return self.actions[bisect_right(self.limits, float(observation[self._entropy_index]))]
+
+    def batch(self, observations: Observation) -> Actions:
+        regions = np.searchsorted(self.limits, observations[:, self._entropy_index].astype(np.float64), side="right")
+        return np.array(self.actions)[regions]
