@@ -11,7 +11,7 @@ help:
 	@echo "make train   train a dispatcher and compare it with the baselines (CONFIG=configs/pocket.yaml)"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff; make type: mypy; make check: lint, type and test"
-	@echo "make bench   fixed student against transformers' assisted generation"
+	@echo "make bench   fixed student against transformers' assisted generation; speed of replay"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
@@ -38,3 +38,4 @@ check: lint type test
 
 bench: $(READY)
 	$(RUN) -m dispatch_rl.bench decode
+	$(RUN) -m dispatch_rl.bench replay

@@ -1,111 +1,135 @@
-"""Live, paired comparison of policies: every policy decodes every prompt, in random order, in one process."""
+"""What a comparison of policies on held-out texts found, and the rows that people and scripts read."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dispatch_rl.decoding.arms import NONE, Arm, ArmTable
-from dispatch_rl.decoding.families import Family
-from dispatch_rl.decoding.loop import DecodedText, decode, warm_up
-from dispatch_rl.decoding.rounds import metrics
-from dispatch_rl.decoding.sampling import Sampling
-from dispatch_rl.errors import UserError
-from dispatch_rl.policies.base import Policy
-from dispatch_rl.policies.fixed import FixedPolicy
-from dispatch_rl.prompts import Prompt
+from dispatch_rl.decoding.rounds import RoundTable, metrics
+from dispatch_rl.replay.world import ReplayWorld
 from dispatch_rl.statistics import Interval, paired_difference, ratio_of_sums
 
 TARGET_ALONE = "target alone"
+ORACLE = "oracle"
+"""The clairvoyant minimum over all arms."""
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one policy took."""
+
+    rounds: RoundTable
+    """All rounds."""
+    times_ms: Floats
+    """Decoding time of each text ``[texts]``."""
+    prefill_ms: Floats | None = None
+    """Time to first token, if measured ``[texts]``."""
+    decision_ms: float = 0.0
+    """The policy's share of the decoding time."""
+    predicted_ms: Floats | None = None
+    """What replay predicts for the same arms; NaN where the text was not recorded ``[texts]``."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What every policy took for every prompt. ``texts[policy][i]`` belongs to ``prompts[i]``."""
+    """What every policy took for every text."""
 
-    prompts: tuple[Prompt, ...]
-    texts: Mapping[str, tuple[DecodedText, ...]]
+    mode: Literal["live", "replay"]
+    tokens: Ints
+    """Tokens that the rounds of each text emitted ``[texts]``."""
+    results: Mapping[str, Result]
     seed: int
     device: str
+    bounds: Mapping[str, Floats] = field(default_factory=dict)
+    """Lower bounds of the decoding time of each text, by name ``[texts]``."""
+    best_fixed: str | None = None
+    """The policy that always takes the arm that was best on validation."""
+    drift: float | None = None
+    """How much slower the machine is than when it was profiled; the predictions are corrected for it."""
 
-    def latency_ms_per_token(self, policy: str) -> Interval:
-        """Return decoding time / tokens emitted after the first, with its 95 % interval."""
-        return ratio_of_sums(self._times(policy), self._tokens(policy), self.seed)
+    @property
+    def num_texts(self) -> int:
+        """Number of texts."""
+        return len(self.tokens)
+
+    def latency_ms_per_token(self, name: str) -> Interval:
+        """Return decoding time / tokens of a policy or bound, with its 95 % interval."""
+        return ratio_of_sums(self._times(name), self.tokens.astype(float), self.seed)
 
     def difference_ms_per_token(self, policy: str, other: str) -> Interval:
-        """Return how much more ``policy`` took per token than ``other``, paired by prompt."""
-        return paired_difference(self._times(policy), self._times(other), self._tokens(policy), self.seed)
+        """Return how much more ``policy`` took per token than ``other``, paired by text."""
+        return paired_difference(self._times(policy), self._times(other), self.tokens.astype(float), self.seed)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one row per policy under the names of the design, fastest last."""
-        alone = self.latency_ms_per_token(TARGET_ALONE).value
-        rows = [self._row(policy, alone) for policy in self.texts]
+    def gap_closed(self, name: str) -> float | None:
+        """Return ``(best_fixed - policy) / (best_fixed - oracle)``; None without a bound."""
+        if ORACLE not in self.bounds or self.best_fixed is None:
+            return None
+        fixed, oracle = (self.latency_ms_per_token(n).value for n in (self.best_fixed, ORACLE))
+        return (fixed - self.latency_ms_per_token(name).value) / (fixed - oracle) if fixed > oracle else None
+
+    def rows(self) -> list[Row]:
+        """Return one row per policy and bound under the names of the design, fastest last."""
+        rows = [*(self._policy_row(name) for name in self.results), *(self._row(name) for name in self.bounds)]
         return sorted(rows, key=lambda row: float(row["latency_ms_per_token"]), reverse=True)
 
-    def _row(self, policy: str, alone: float) -> dict[str, Any]:
-        texts = self.texts[policy]
-        latency = self.latency_ms_per_token(policy)
+    def prediction_errors(self) -> dict[str, float]:
+        """Return predicted / measured - 1 of every policy whose texts were recorded."""
+        errors = {}
+        for name, result in self.results.items():
+            known = np.zeros(0) if result.predicted_ms is None else np.isfinite(result.predicted_ms)
+            if result.predicted_ms is not None and known.any():
+                errors[name] = float(result.predicted_ms[known].sum() / result.times_ms[known].sum() - 1)
+        return errors
+
+    def _row(self, name: str) -> Row:
+        latency = self.latency_ms_per_token(name)
         return {
-            "policy": policy,
-            "mode": "live",
+            "policy": name,
+            "mode": self.mode,
             "latency_ms_per_token": latency.value,
             "ci_low": latency.low,
             "ci_high": latency.high,
-            "speedup": alone / latency.value,
-            **metrics(list(chain.from_iterable(text.rounds for text in texts))),
-            "time_to_first_token_ms": float(np.median([text.prefill_ms for text in texts])),
-            "decision_overhead": sum(text.decision_ms for text in texts) / sum(text.decoding_ms for text in texts),
-            "gap_closed": None,
-            "num_prompts": len(texts),
+            "speedup": self.latency_ms_per_token(TARGET_ALONE).value / latency.value,
+            "gap_closed": self.gap_closed(name),
+            "mean_acceptance_length": None,
+            "draft_acceptance_rate": None,
+            "arm_shares": {},
+            "decision_overhead": None,
+            "num_texts": self.num_texts,
             "device": self.device,
             "seed": self.seed,
         }
 
-    def _times(self, policy: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return np.array([text.decoding_ms for text in self.texts[policy]])
+    def _policy_row(self, name: str) -> Row:
+        result = self.results[name]
+        row = self._row(name) | metrics(result.rounds)
+        if result.prefill_ms is not None:
+            row["time_to_first_token_ms"] = float(np.median(result.prefill_ms))
+            row["decision_overhead"] = result.decision_ms / float(result.times_ms.sum())
+        if (error := self.prediction_errors().get(name)) is not None:
+            row["predicted_latency_ms_per_token"] = row["latency_ms_per_token"] * (1 + error)
+            row["prediction_error"] = error
+        return row
 
-    def _tokens(self, policy: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return np.array([len(text.tokens) - 1 for text in self.texts[policy]], dtype=float)
-
-
-def compare(
-    family: Family,
-    policies: Mapping[str, Policy],
-    arms: ArmTable,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    max_new_tokens: int,
-    seed: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Comparison:
-    """Decode every prompt with the target alone and with every policy of ``policies``.
-
-    Raises:
-        UserError: The device is not deterministic enough: two policies got different text for one prompt.
-    """
-    table = ArmTable([*arms, *([] if Arm(NONE) in arms else [Arm(NONE)])])
-    contestants = {TARGET_ALONE: FixedPolicy(list(table).index(Arm(NONE))), **policies}
-    warm_up(family, table)
-    rng = np.random.default_rng(seed)
-    texts: dict[str, list[DecodedText]] = {name: [] for name in contestants}
-    for done, prompt in enumerate(prompts):
-        for name in rng.permutation(list(contestants)):
-            text = decode(family, contestants[name], table, prompt.tokens, prompt.sampling(sampling), max_new_tokens)
-            texts[name].append(text)
-        if sampling.greedy or sampling.method == "coupled":
-            _check_same_text(prompt, {name: decoded[-1] for name, decoded in texts.items()})
-        progress(done + 1, len(prompts))
-    device = family.device_name()
-    return Comparison(tuple(prompts), {name: tuple(decoded) for name, decoded in texts.items()}, seed, device)
+    def _times(self, name: str) -> Floats:
+        return self.bounds[name] if name in self.bounds else self.results[name].times_ms
 
 
-def _check_same_text(prompt: Prompt, texts: Mapping[str, DecodedText]) -> None:
-    expected = texts[TARGET_ALONE].tokens
-    for name, text in texts.items():
-        if text.tokens != expected:
-            raise UserError(
-                f"'{name}' changed the text of a {prompt.kind} prompt (seed {prompt.seed}): "
-                "the device rounds one token and several differently; set family.dtype to float32"
-            )
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found; either comparison may be missing, not both."""
+
+    replayed: Comparison | None
+    live: Comparison | None
+    world: ReplayWorld | None
+    """The held-out texts, if they were replayed."""
+
+    def rows(self) -> list[Row]:
+        """Return the rows of both comparisons."""
+        return [row for comparison in (self.replayed, self.live) if comparison is not None for row in comparison.rows()]

@@ -1,89 +1,121 @@
-"""Compare the policies of a run on held-out prompts: ``python -m dispatch_rl.evaluate runs/NAME``."""
+"""Compare the policies of a run on held-out texts: ``python -m dispatch_rl.evaluate runs/NAME``."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dispatch_rl import cli
 from dispatch_rl.config import TrainConfig
+from dispatch_rl.errors import UserError
 
 if TYPE_CHECKING:
-    from dispatch_rl.comparison import Comparison
+    from dispatch_rl.comparison import Comparison, Evaluation
     from dispatch_rl.decoding.families import Family
     from dispatch_rl.policies.base import Policy
     from dispatch_rl.policies.network import NetworkPolicy
+    from dispatch_rl.replay.sources import ReplaySource
+    from dispatch_rl.replay.world import ReplayWorld
     from dispatch_rl.runs import RunFolder
 
-LEARNED, THRESHOLD = "learned", "threshold"
+_FEW_ARMS = 8
+"""With more arms than this, only the best fixed arm is decoded live, not every one."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """An evaluation of a finished run."""
 
+    mode: Literal["both", "replay", "live"] | None = None
+    """replay is exact and quick, live is measured; null means both, or live alone for a run that was trained live."""
     prompts: int | None = None
-    """Held-out prompts; null takes the run's setting."""
+    """Held-out prompts that are decoded live; null takes the run's setting."""
     seed: int | None = None
     """Seed of the prompts, of the order and of the bootstrap; null takes the run's setting."""
     json: Path | None = None
     """Also write the rows to this file."""
 
 
-def policies(config: TrainConfig, learned: "NetworkPolicy | None") -> "Mapping[str, Policy]":
-    """Return what is compared: each student fixed, random, threshold and, if there is one, the learned policy."""
-    from dispatch_rl.decoding.arms import ArmTable
-    from dispatch_rl.policies.fixed import FixedPolicy, RandomPolicy
-    from dispatch_rl.policies.threshold import ThresholdPolicy
+def evaluate_run(
+    run: "RunFolder", config: TrainConfig, learned: "NetworkPolicy", family: "Family | None", source: "ReplaySource | None"
+) -> "Evaluation":
+    """Measure, print and write the evaluation of a run.
 
-    arms = ArmTable(config.arm_list())
-    drafting = [(action, arm) for action, arm in enumerate(arms) if arm.length]
-    found: dict[str, Policy] = {f"always {arm.name}": FixedPolicy(action) for action, arm in drafting}
-    found["random"] = RandomPolicy(len(arms), config.evaluation.seed)
-    found[THRESHOLD] = ThresholdPolicy.from_config(config.threshold, tuple(config.family.students), arms)
-    if learned is not None:
-        found[LEARNED] = learned
+    Args:
+        run: Where everything is written.
+        config: Its evaluation section says how many prompts are decoded live.
+        learned: The policy in question.
+        family: The models; None leaves out the live comparison.
+        source: Traces and latencies; None leaves out replay.
+    """
+    from dispatch_rl import page, report
+    from dispatch_rl.runs import write_json
+
+    found = _replayed(config, learned, source)
+    if family is not None and config.evaluation.prompts:
+        found = replace(found, live=_live(config, learned, family, source, found.world))
+    write_json(run.evaluation, found.rows())
+    print(f"\n{report.summary(found)}\n")
+    page.write(found, config.name, run.report, run.figure)
+    print(f"written: {run.evaluation}, {run.report}, {run.figure}")
     return found
 
 
-def evaluate_run(
-    run: "RunFolder", config: TrainConfig, family: "Family", learned: "NetworkPolicy", prompts: int, seed: int
-) -> "Comparison":
-    """Measure, print and write the evaluation of a run."""
-    from dispatch_rl import comparison, report
-    from dispatch_rl.decoding.arms import ArmTable
-    from dispatch_rl.progress import progress_bar
-    from dispatch_rl.prompts import prompts as prompt_stream
-    from dispatch_rl.runs import write_json
+def _replayed(config: TrainConfig, learned: "NetworkPolicy", source: "ReplaySource | None") -> "Evaluation":
+    from dispatch_rl.comparison import Evaluation
+    from dispatch_rl.contest import compare_replay
+    from dispatch_rl.contestants import BEST_FIXED, contestants
+    from dispatch_rl.decoding.arms import NONE, Arm
 
-    held_out = list(islice(prompt_stream(config.prompts, family, "test", seed), prompts))
-    with progress_bar("evaluating", len(held_out)) as update:
-        result = comparison.compare(
-            family,
-            policies(config, learned),
-            ArmTable(config.arm_list()),
-            held_out,
-            config.sampling,
-            config.prompts.max_new_tokens,
-            seed,
-            update,
-        )
-    rows = result.rows()
-    write_json(run.evaluation, rows)
-    report.draw(result, run.figure, LEARNED)
-    sampling = "greedy" if config.sampling.greedy else f"temperature {config.sampling.temperature:g}, {config.sampling.method}"
-    print(f"\n{len(held_out)} held-out prompts, up to {config.prompts.max_new_tokens} tokens, {sampling}, {result.device}\n")
-    print(report.table(rows))
-    print()
-    print(report.verdict(result, LEARNED, THRESHOLD))
-    print(f"written: {run.evaluation}, {run.figure}")
-    return result
+    if source is None:
+        return Evaluation(None, None, None)
+    validation, test = source.world("validation"), source.world("test", extra=[Arm(NONE)])
+    policies = contestants(config, test.traces.students, validation.arms, test.features, learned, validation)
+    compared = compare_replay(test, len(validation.arms), policies, BEST_FIXED, config.evaluation.seed)
+    return Evaluation(compared, None, test)
+
+
+def _live(
+    config: TrainConfig, learned: "NetworkPolicy", family: "Family", source: "ReplaySource | None", world: "ReplayWorld | None"
+) -> "Comparison":
+    from dispatch_rl.contest import Task, compare_live, with_target
+    from dispatch_rl.decoding.features import feature_table
+    from dispatch_rl.progress import progress_bar
+    from dispatch_rl.prompts import prompts
+
+    count, seed = config.evaluation.prompts, config.evaluation.seed
+    if world is not None and world.traces.missing():
+        raise UserError(f"evaluation.prompts: {world.traces.source} lacks columns, so its policies cannot decode live; set it to 0")
+    if world is not None:
+        tasks = [Task.of_recording(world.traces, int(text)) for text in world.texts[:count]]
+    else:
+        stream = islice(prompts(config.prompts, family, "test", seed), count)
+        tasks = [Task.of_prompt(prompt, config.sampling, config.prompts.max_new_tokens) for prompt in stream]
+    features = feature_table(tuple(family.students))
+    policies = _live_policies(config, learned, family, features, source)
+    arms = world.arms if world is not None else with_target(config.arm_list())
+    with progress_bar("decoding live", len(tasks)) as update:
+        return compare_live(family, policies, arms, tasks, seed, world, update)
+
+
+def _live_policies(config: TrainConfig, learned, family: "Family", features, source: "ReplaySource | None") -> "dict[str, Policy]":  # type: ignore[no-untyped-def]
+    """Return fresh policies: what a bandit learned in replay must not help it here."""
+    from dispatch_rl.contestants import BEST_FIXED, contestants
+
+    validation = None if source is None else source.world("validation")
+    arms = config.arm_list() if validation is None else list(validation.arms)
+    policies = dict(contestants(config, tuple(family.students), arms, features, learned, validation))
+    if len(arms) > _FEW_ARMS:
+        policies = {name: policy for name, policy in policies.items() if not name.startswith("always ")}
+    else:
+        policies.pop(BEST_FIXED, None)  # it is one of the fixed arms
+    return policies
 
 
 def main(argv: Sequence[str]) -> None:
     """Evaluate the best policy of a run."""
-    parser = cli.make_parser(EvaluateConfig, "evaluate", "Compare the policies of a run on held-out prompts, live and paired.")
+    parser = cli.make_parser(EvaluateConfig, "evaluate", "Compare the policies of a run on held-out texts, in replay and live.")
     parser.add_argument("run", help="folder of the run, as runs/pocket")
     namespace = cli.parse(parser, argv)
     config = cli.build(EvaluateConfig, parser, namespace)
@@ -92,19 +124,37 @@ def main(argv: Sequence[str]) -> None:
 
     run = RunFolder.open(Path(namespace.run))
     trained = cli.read_config(TrainConfig, run.config)
+    trained = replace(trained, evaluation=_overridden(trained, config))
+    mode = config.mode or ("live" if trained.live else "both")
+
+    import torch
 
     from dispatch_rl.decoding.families import load_family
     from dispatch_rl.decoding.features import feature_table
     from dispatch_rl.policies.network import NetworkPolicy
+    from dispatch_rl.progress import progress_bar
+    from dispatch_rl.replay.sources import open_replay
 
     learned = NetworkPolicy.load(run.best_policy)
-    family = load_family(trained.family)
-    learned.check_fits(len(feature_table(tuple(family.students))), len(trained.arm_list()), run.best_policy)
-    prompts = trained.evaluation.prompts if config.prompts is None else config.prompts
-    seed = trained.evaluation.seed if config.seed is None else config.seed
-    result = evaluate_run(run, trained, family, learned, prompts, seed)
+    if trained.family.threads is not None:
+        torch.set_num_threads(trained.family.threads)
+    family = load_family(trained.family) if mode != "replay" and trained.evaluation.prompts else None
+    if family is None and mode == "live":
+        raise UserError("prompts: 0 prompts leave nothing to decode live")
+    source = None if mode == "live" else open_replay(trained, family, progress_bar)
+    if source is None:
+        learned.check_fits(len(feature_table(tuple(trained.family.students))), len(trained.arm_list()), run.best_policy)
+    else:
+        world = source.world("test")
+        learned.check_fits(len(world.features), len(world.arms), run.best_policy)
+    found = evaluate_run(run, trained, learned, family, source)
     if config.json is not None:
-        write_json(config.json, result.rows())
+        write_json(config.json, found.rows())
+
+
+def _overridden(trained: TrainConfig, config: EvaluateConfig):  # type: ignore[no-untyped-def]
+    given = {key: getattr(config, key) for key in ("prompts", "seed") if getattr(config, key) is not None}
+    return replace(trained.evaluation, **given)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,20 @@
-"""Proximal policy optimisation of a dispatcher with Stable-Baselines3, and its export to numpy."""
+"""Stable-Baselines3's learners on replay or on real decoding, and their export to numpy."""
 
-from collections import Counter, deque
-from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
-from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from dispatch_rl.config import PPOConfig
-from dispatch_rl.envs.live import LiveDecodingEnv
+from dispatch_rl.config import TrainConfig
+from dispatch_rl.decoding.features import Feature
 from dispatch_rl.policies.network import NetworkPolicy
-from dispatch_rl.runs import RunFolder
 
-_RECENT_ROUNDS = 500
+Learner = PPO | DQN
 
 
 class ScaledFeatures(BaseFeaturesExtractor):
@@ -36,120 +30,93 @@ class ScaledFeatures(BaseFeaturesExtractor):
         return scaled
 
 
-def build_ppo(env: LiveDecodingEnv, config: PPOConfig, seed: int, tensorboard: Path) -> PPO:
-    """Return PPO on ``env``, its learning rate falling linearly to zero."""
-    return PPO(
-        "MlpPolicy",
-        Monitor(env),
-        n_steps=config.n_steps,
-        batch_size=config.batch_size,
-        n_epochs=config.n_epochs,
-        learning_rate=lambda remaining: config.learning_rate * remaining,
-        gamma=config.gamma,
-        gae_lambda=config.gae_lambda,
-        ent_coef=config.ent_coef,
-        policy_kwargs={
-            "net_arch": list(config.net_arch),
+def build_learner(env: VecEnv, features: tuple[Feature, ...], config: TrainConfig, tensorboard: Path | None) -> Learner:
+    """Return the configured learner on ``env``, its learning rate falling linearly to zero."""
+    section = config.ppo if config.algo == "ppo" else config.dqn
+    common = {
+        "learning_rate": lambda remaining: section.learning_rate * remaining,
+        "gamma": section.gamma,
+        "policy_kwargs": {
+            "net_arch": list(section.net_arch),
             "activation_fn": nn.Tanh,
             "features_extractor_class": ScaledFeatures,
-            "features_extractor_kwargs": {"scale": [feature.scale for feature in env.features]},
+            "features_extractor_kwargs": {"scale": [feature.scale for feature in features]},
         },
-        tensorboard_log=str(tensorboard),
-        seed=seed,
-        device="cpu",
+        "tensorboard_log": None if tensorboard is None else str(tensorboard),
+        "seed": config.seed,
+        "device": "cpu",
+    }
+    if config.algo == "ppo":
+        _, rollout, batch = config.ppo.sizes(config.live)
+        ppo = config.ppo
+        return PPO(
+            "MlpPolicy",
+            env,
+            n_steps=rollout // env.num_envs,
+            batch_size=batch,
+            n_epochs=ppo.n_epochs,
+            gae_lambda=ppo.gae_lambda,
+            ent_coef=ppo.ent_coef,
+            **common,  # type: ignore[arg-type]
+        )
+    dqn = config.dqn
+    return DQN(
+        "MlpPolicy",
+        env,
+        buffer_size=dqn.buffer_size,
+        learning_starts=dqn.learning_starts,
+        batch_size=dqn.batch_size,
+        train_freq=1,
+        gradient_steps=dqn.gradient_steps,
+        target_update_interval=dqn.target_update_interval,
+        exploration_fraction=dqn.exploration_fraction,
+        exploration_final_eps=dqn.exploration_final_eps,
+        **common,  # type: ignore[arg-type]
     )
 
 
-def extract_policy(model: PPO) -> NetworkPolicy:
-    """Return the actor of ``model`` as a numpy policy that decides alike."""
-    layers = [layer for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, nn.Linear)]
-    layers.append(model.policy.action_net)  # type: ignore[arg-type]
+def extract_policy(model: Learner) -> NetworkPolicy:
+    """Return what decides in ``model`` as a numpy policy that decides alike."""
+    layers = _layers(model)
     return NetworkPolicy(
-        model.policy.pi_features_extractor.scale.numpy().copy(),  # type: ignore[operator]
+        _extractor(model).scale.numpy().copy(),
         [layer.weight.detach().numpy().copy() for layer in layers],
         [layer.bias.detach().numpy().copy() for layer in layers],
     )
 
 
-class Recorder(BaseCallback):
-    """Writes metrics, checkpoints and the best policy while PPO learns.
+def start_from(model: PPO, policy: NetworkPolicy) -> None:
+    """Give the actor of ``model`` the weights of ``policy``, which must have the same shape.
 
-    Args:
-        run: Where everything goes.
-        env: The environment that is learned from.
-        validate: Returns the latency (ms per token) of a policy on validation prompts.
-        validate_every: Rounds between two validations.
-        progress: Told the number of rounds done and a line about them.
+    Raises:
+        ValueError: It has another shape.
     """
+    layers = _layers(model)
+    weights, biases = policy.layers()
+    if [tuple(layer.weight.shape) for layer in layers] != [weight.shape for weight in weights]:
+        raise ValueError("the policies have different shapes")
+    with torch.no_grad():
+        for layer, weight, bias in zip(layers, weights, biases, strict=True):
+            layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
+            layer.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias)))
 
-    def __init__(
-        self,
-        run: RunFolder,
-        env: LiveDecodingEnv,
-        validate: Callable[[NetworkPolicy], float],
-        validate_every: int,
-        progress: Callable[[int, str], None],
-    ) -> None:
-        super().__init__()
-        self.run = run
-        self.env = env
-        self.validate = validate
-        self.validate_every = validate_every
-        self.progress = progress
-        self.best_latency_ms = float("inf")
-        self._rounds: deque[tuple[str, int, float, int, int]] = deque(maxlen=_RECENT_ROUNDS)
-        self._began = monotonic()
-        self._validated_at = 0
 
-    def _on_step(self) -> bool:
-        record = self.locals["infos"][0]["round"]
-        entry = (record.arm, len(record.emitted), record.latency_ms, record.num_accepted, len(record.drafted))
-        self._rounds.append(entry)
-        if self.num_timesteps % 64 == 0:
-            self.progress(self.num_timesteps, f"{self._recent()['latency_ms_per_token']:.3f} ms per token")
-        return True
+def action_entropy(model: PPO) -> float:
+    """Return the mean entropy (nats) of the action distribution over a part of the last rollout; near zero means it has collapsed."""
+    observations = model.rollout_buffer.observations  # before the first update [steps, episodes, features], later flat
+    sample = observations.reshape(-1, observations.shape[-1])[:512]
+    with torch.no_grad():
+        entropy = model.policy.get_distribution(torch.as_tensor(sample)).entropy()
+    assert entropy is not None
+    return float(entropy.mean())
 
-    def _on_rollout_end(self) -> None:
-        row = {"step": self.num_timesteps, "seconds": round(monotonic() - self._began, 3), **self._recent()}
-        row["policy_entropy_nats"] = self._policy_entropy()
-        for key in ("latency_ms_per_token", "draft_acceptance_rate", "policy_entropy_nats"):
-            self.logger.record(f"decoding/{key}", row[key])
-        for arm, share in row["arm_shares"].items():
-            self.logger.record(f"arms/{arm}", share)
-        if self.num_timesteps - self._validated_at >= self.validate_every:
-            row["validation_latency_ms_per_token"] = self.validate_now()
-        self.run.append_metrics([row])
 
-    def validate_now(self) -> float:
-        """Validate the policy as it is, keep it as a checkpoint and, if no other was faster, as the best."""
-        self._validated_at = self.num_timesteps
-        policy = extract_policy(self.model)  # type: ignore[arg-type]
-        latency_ms = self.validate(policy)
-        self.logger.record("validation/latency_ms_per_token", latency_ms)
-        self._save(policy, self.run.checkpoint(self.num_timesteps))
-        if latency_ms < self.best_latency_ms:
-            self.best_latency_ms = latency_ms
-            self._save(policy, self.run.best_policy)
-        return latency_ms
+def _layers(model: Learner) -> list[nn.Linear]:
+    actor = [model.policy.mlp_extractor.policy_net, model.policy.action_net] if isinstance(model, PPO) else [model.q_net.q_net]
+    return [module for part in actor for module in part.modules() if isinstance(module, nn.Linear)]
 
-    def _save(self, policy: NetworkPolicy, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        policy.save(temporary)
-        temporary.replace(path)
 
-    def _recent(self) -> dict[str, Any]:
-        arms, emitted, latencies, accepted, drafted = zip(*self._rounds, strict=True)
-        return {
-            "latency_ms_per_token": sum(latencies) / sum(emitted),
-            "draft_acceptance_rate": sum(accepted) / max(1, sum(drafted)),
-            "mean_acceptance_length": sum(emitted) / len(emitted),
-            "arm_shares": {arm: count / len(arms) for arm, count in sorted(Counter(arms).items())},
-        }
-
-    def _policy_entropy(self) -> float:
-        """Return the mean entropy of the action distribution over the rollout; near zero means it has collapsed."""
-        observations = self.model.rollout_buffer.observations.reshape(-1, len(self.env.features))  # type: ignore[attr-defined]
-        with torch.no_grad():
-            distribution = self.model.policy.get_distribution(torch.as_tensor(observations[:512]))  # type: ignore[operator]
-        return float(np.mean(distribution.entropy().numpy()))
+def _extractor(model: Learner) -> ScaledFeatures:
+    extractor = model.policy.pi_features_extractor if isinstance(model, PPO) else model.q_net.features_extractor
+    assert isinstance(extractor, ScaledFeatures)
+    return extractor

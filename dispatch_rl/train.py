@@ -1,24 +1,38 @@
-"""Train a dispatcher on real decoding: ``python -m dispatch_rl.train --config configs/pocket.yaml``."""
+"""Train a dispatcher: ``python -m dispatch_rl.train --config configs/pocket.yaml``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dispatch_rl import cli
 from dispatch_rl.config import TrainConfig
+from dispatch_rl.errors import UserError
 
 if TYPE_CHECKING:
-    from dispatch_rl.envs.live import LiveDecodingEnv
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from dispatch_rl.decoding.families import Family
+    from dispatch_rl.decoding.features import Feature
+    from dispatch_rl.envs.tally import Tally
     from dispatch_rl.policies.network import NetworkPolicy
-    from dispatch_rl.prompts import Prompt
+    from dispatch_rl.replay.sources import ReplaySource
     from dispatch_rl.runs import RunFolder
 
-_DEFAULT_CONFIG = "pocket.yaml"
+    Validate = Callable[[NetworkPolicy], float]
+
+_DESCRIPTION = (
+    "Train a dispatcher on replay or on real decoding and compare it with the baselines. "
+    "`--resume RUN`, alone, goes on with a run that was interrupted, as runs/pocket."
+)
 
 
 def main(argv: Sequence[str]) -> None:
     """Learn, keep the best policy, and compare it with the baselines."""
-    parser = cli.make_parser(TrainConfig, "train", "Train a dispatcher with PPO on real decoding and compare it with the baselines.")
+    if any(word.partition("=")[0] == "--resume" for word in argv):
+        resume(_resumed(argv))
+        return
+    parser = cli.make_parser(TrainConfig, "train", _DESCRIPTION)
     namespace = cli.parse(parser, argv)
     config = cli.build(TrainConfig, parser, namespace)
     check(config)
@@ -26,19 +40,29 @@ def main(argv: Sequence[str]) -> None:
     from dispatch_rl.runs import RunFolder
 
     run = RunFolder.claim(config.runs / config.name, overwrite=config.overwrite)
+    Training(run, config).run(parser.dump(namespace))
 
-    from dispatch_rl.decoding.families import load_family
-    from dispatch_rl.envs.live import LiveDecodingEnv
-    from dispatch_rl.evaluate import evaluate_run
-    from dispatch_rl.prompts import prompts
 
-    family = load_family(config.family)
-    env = LiveDecodingEnv(config, family=family)
-    validation = list(islice(prompts(config.prompts, family, "validation", config.seed), config.validation_prompts))
-    run.begin(parser.dump(namespace), family.device_name())
-    print(f"{family.describe()}; target alone {env.reward.reference_ms_per_token:.2f} ms per token")
-    learned = learn(run, config, env, validation)
-    evaluate_run(run, config, family, learned, config.evaluation.prompts, config.evaluation.seed)
+def _resumed(argv: Sequence[str]) -> Path:
+    words = [part for word in argv for part in word.split("=", 1)]
+    if len(words) != 2 or words[0] != "--resume":
+        raise UserError("resume: the run's own configuration is used; write --resume RUN and no other option")
+    return Path(words[1])
+
+
+def resume(path: Path) -> None:
+    """Go on with a run that was interrupted.
+
+    Raises:
+        UserError: There is no such run, or nothing of its state is left.
+    """
+    from dispatch_rl.runs import RunFolder
+
+    run = RunFolder.open(path)
+    if run.evaluation.is_file():
+        print(f"{path}: this run is finished; python -m dispatch_rl.evaluate {path} measures it again")
+        return
+    Training(run, cli.read_config(TrainConfig, run.config)).run(None)
 
 
 def check(config: TrainConfig) -> None:
@@ -48,31 +72,133 @@ def check(config: TrainConfig) -> None:
         UserError: Naming the key.
     """
     from dispatch_rl.decoding.arms import ArmTable
-    from dispatch_rl.evaluate import policies
+    from dispatch_rl.policies.threshold import ThresholdPolicy
+    from dispatch_rl.replay.recording import check_sampling
 
-    ArmTable(config.arm_list()).check_students(tuple(config.family.students))
-    policies(config, None)
+    if not config.live:
+        check_sampling(config.sampling)
+    if config.replay.traces is None or config.live:
+        students = tuple(config.family.students)
+        arms = ArmTable(config.arm_list())
+        arms.check_students(students)
+        ThresholdPolicy.from_config(config.threshold, students, arms)
+    elif not config.replay.traces.exists():
+        raise UserError(f"replay.traces: there is no recording {config.replay.traces}")
+    if config.replay.profile is not None and not config.replay.profile.is_file():
+        raise UserError(f"replay.profile: there is no file {config.replay.profile}")
 
 
-def learn(run: "RunFolder", config: TrainConfig, env: "LiveDecodingEnv", validation: "Sequence[Prompt]") -> "NetworkPolicy":
-    """Run PPO and return the policy that was fastest on the ``validation`` prompts."""
-    from dispatch_rl.decoding.loop import decode
-    from dispatch_rl.learning import Recorder, build_ppo
-    from dispatch_rl.policies.network import NetworkPolicy
-    from dispatch_rl.progress import progress_bar
+class Training:
+    """One training run, from its texts to its evaluation."""
 
-    def latency_ms(policy: NetworkPolicy) -> float:
-        texts = [
-            decode(env.family, policy, env.arms, p.tokens, p.sampling(config.sampling), config.prompts.max_new_tokens) for p in validation
-        ]
-        return sum(text.decoding_ms for text in texts) / sum(len(text.tokens) - 1 for text in texts)
+    def __init__(self, run: "RunFolder", config: TrainConfig) -> None:
+        self.folder = run
+        self.config = config
+        self.family: Family | None = None
+        self.source: ReplaySource | None = None
 
-    model = build_ppo(env, config.ppo, config.seed, run.path / "tensorboard")
-    with progress_bar("learning", config.ppo.total_steps) as update:
-        recorder = Recorder(run, env, latency_ms, config.validate_every, update)
-        model.learn(config.ppo.total_steps, callback=recorder)
-        recorder.validate_now()
-    return NetworkPolicy.load(run.best_policy)
+    def run(self, config_yaml: str | None) -> None:
+        """Prepare, learn and evaluate; ``config_yaml`` begins the folder anew, None goes on with what is in it."""
+        import torch
+
+        from dispatch_rl.decoding.families import load_family
+        from dispatch_rl.evaluate import evaluate_run
+        from dispatch_rl.progress import progress_bar
+        from dispatch_rl.replay.sources import open_replay
+
+        config = self.config
+        if config.family.threads is not None:
+            torch.set_num_threads(config.family.threads)
+        if not config.live:
+            self.source = open_replay(config, None, progress_bar)
+        if config.live or config.evaluation.prompts or (self.source and self.source.needs_family):
+            self.family = load_family(config.family) if self.source is None else self.source.family
+            print(self.family.describe())
+        env, features, tally, validate = self._prepare_live() if config.live else self._prepare_replay()
+        initial = self._initial_policy(len(features), env.action_space.n)  # type: ignore[attr-defined]
+        if config_yaml is not None:
+            self.folder.begin(config_yaml, "replay" if self.family is None else self.family.device_name())
+        learned = self._learn(env, features, tally, validate, initial)
+        evaluate_run(self.folder, config, learned, self.family, self.source)
+
+    def _prepare_replay(self) -> "tuple[VecEnv, tuple[Feature, ...], Tally, Validate]":
+        from dispatch_rl.envs.replay_vector import ReplayVecEnv, ReplayVectorEnv
+        from dispatch_rl.replay.running import replay
+
+        assert self.source is not None
+        world, validation = self.source.world("train"), self.source.world("validation")
+        env = ReplayVectorEnv(self.config.num_envs, self.config, world=world)
+        traces = world.traces
+        print(f"{traces.num_texts} texts, {traces.num_positions} tokens, from {traces.source}; {world.profile.device}")
+        print(f"best fixed arm on them: {env.reward.reference_ms_per_token:.3f} ms per token")
+        return ReplayVecEnv(env), world.features, env.tally, lambda policy: replay(validation, policy).latency_ms_per_token
+
+    def _prepare_live(self) -> "tuple[VecEnv, tuple[Feature, ...], Tally, Validate]":
+        from stable_baselines3.common.monitor import Monitor
+        from stable_baselines3.common.vec_env import DummyVecEnv
+
+        from dispatch_rl.decoding.loop import decode
+        from dispatch_rl.envs.live import LiveDecodingEnv
+        from dispatch_rl.envs.tally import Tally
+        from dispatch_rl.prompts import prompts
+
+        config, family = self.config, self.family
+        assert family is not None
+        env = LiveDecodingEnv(config, family=family)
+        validation = list(islice(prompts(config.prompts, family, "validation", config.seed), config.validation_prompts))
+        print(f"target alone {env.reward.reference_ms_per_token:.2f} ms per token")
+
+        def latency_ms(policy: "NetworkPolicy") -> float:
+            longest = config.prompts.max_new_tokens
+            texts = [decode(family, policy, env.arms, p.tokens, p.sampling(config.sampling), longest) for p in validation]
+            return sum(text.decoding_ms for text in texts) / sum(len(text.tokens) - 1 for text in texts)
+
+        return DummyVecEnv([lambda: Monitor(env)]), env.features, Tally([arm.name for arm in env.arms]), latency_ms
+
+    def _initial_policy(self, num_features: int, num_actions: int) -> "NetworkPolicy | None":
+        from dispatch_rl.policies.network import NetworkPolicy
+        from dispatch_rl.runs import RunFolder
+
+        if self.config.init is None:
+            return None
+        path = RunFolder.open(self.config.init).best_policy
+        policy = NetworkPolicy.load(path)
+        policy.check_fits(num_features, num_actions, path)
+        if policy.widths != tuple(self.config.ppo.net_arch):
+            raise UserError(f"ppo.net_arch: {list(self.config.ppo.net_arch)} is not that of {path}, {list(policy.widths)}")
+        return policy
+
+    def _learn(
+        self, env: "VecEnv", features: "tuple[Feature, ...]", tally: "Tally", validate: "Validate", initial: "NetworkPolicy | None"
+    ) -> "NetworkPolicy":
+        """Let the learner learn and return the policy that was fastest on the validation prompts."""
+        from stable_baselines3 import PPO
+
+        from dispatch_rl import checkpoints
+        from dispatch_rl.learning import build_learner, start_from
+        from dispatch_rl.policies.network import NetworkPolicy
+        from dispatch_rl.progress import progress_bar
+        from dispatch_rl.recorder import Recorder
+
+        config, run = self.config, self.folder
+        model = build_learner(env, features, config, run.path / "tensorboard")
+        if initial is not None and isinstance(model, PPO):
+            start_from(model, initial)
+        with progress_bar("learning", config.total_steps) as update:
+            recorder = Recorder(run, tally, config.live, validate, config.validation_interval, update)
+            recorder.model = model
+            state = checkpoints.find(run.state)
+            if state is None:
+                run.truncate_metrics(-1)
+            else:
+                recorder.resume(state)
+                print(f"going on after {model.num_timesteps} of {config.total_steps} rounds")
+            left = config.total_steps - model.num_timesteps
+            if left > 0:
+                model.learn(left, callback=recorder, reset_num_timesteps=state is None)
+            if recorder.validated_at < model.num_timesteps:
+                recorder.validate_now()
+        return NetworkPolicy.load(run.best_policy)
 
 
 if __name__ == "__main__":

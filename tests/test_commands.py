@@ -7,16 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 from dispatch_rl import bench, cli, doctor, evaluate, train
 from dispatch_rl.config import TrainConfig
 from dispatch_rl.errors import UserError
-from dispatch_rl.policies.network import NetworkPolicy
 from tests.families import qwen2, tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["train", "evaluate", "bench decode", "doctor", "pocket", "pocket.card"]
+COMMANDS = ["train", "evaluate", "record", "profile", "calibrate", "bench decode", "bench replay", "doctor", "pocket", "pocket.card"]
 
 Main = Callable[[list[str]], None]
 
@@ -65,11 +63,11 @@ def test_every_config_file_is_valid(path: Path) -> None:
 
 def test_options_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
     """``--a.b=c`` before ``--config`` still wins; dashes, ``None`` and lists are understood as an agent writes them."""
-    (tmp_path / "c.yaml").write_text("ppo: {learning_rate: 0.5, n_steps: 256}\nsampling: {top_k: 9}\n")
+    (tmp_path / "c.yaml").write_text("ppo: {learning_rate: 0.5, rollout_steps: 512}\nsampling: {top_k: 9}\n")
     argv = ["--ppo.learning-rate=0.25", f"--config={tmp_path}/c.yaml", "--sampling.top_k=None", "--ppo.net_arch=[32, 32]"]
     parser = cli.make_parser(TrainConfig, "train", "")
     config = cli.build(TrainConfig, parser, cli.parse(parser, argv))
-    assert (config.ppo.learning_rate, config.ppo.n_steps, config.sampling.top_k) == (0.25, 256, None)
+    assert (config.ppo.learning_rate, config.ppo.rollout_steps, config.sampling.top_k) == (0.25, 512, None)
     assert config.ppo.net_arch == [32, 32]
 
 
@@ -86,7 +84,7 @@ def test_printed_configuration_is_a_configuration(tmp_path: Path, capsys: pytest
     [
         ("ppo: {lerning_rate: 0.1}", "lerning_rate'; did you mean learning_rate?"),
         ("ppoo: {learning_rate: 0.1}", "ppoo"),
-        ("ppo: {n_steps: many}", "ppo.n_steps"),
+        ("ppo: {rollout_steps: many}", "ppo.rollout_steps"),
         ("ppo: [", "config"),
         ("prompts: {max_new_tokens: 1}", "prompts.max_new_tokens: 1"),
         ("prompts: {kinds: [poems]}", "prompts.kinds: unknown poems"),
@@ -102,7 +100,18 @@ def test_printed_configuration_is_a_configuration(tmp_path: Path, capsys: pytest
         ("threshold: {limits: [0.8, 0.4]}", "threshold.limits: [0.8, 0.4] must rise"),
         ("threshold: {limits: [0.4]}", "threshold.limits: 1 limits"),
         ("threshold: {students: [small, small, huge]}", "none drafts with 'huge'"),
-        ("ppo: {n_steps: 64, batch_size: 128}", "ppo.batch_size: 128 is more than ppo.n_steps, 64"),
+        ("num_envs: 4\nppo: {rollout_steps: 64, batch_size: 128}", "ppo.batch_size: 128 is more than ppo.rollout_steps, 64"),
+        ("num_envs: 100", "ppo.rollout_steps: 16384 is not a multiple of num_envs, 100"),
+        ("env: live\nalgo: dqn", "algo: live training is for ppo"),
+        ("algo: dqn\ninit: runs/x", "init: only ppo"),
+        ("dqn: {buffer_size: 0}", "dqn.buffer_size: 0"),
+        ("sampling: {temperature: 1, method: rejection}", "sampling.method: with rejection sampling the text depends on the drafts"),
+        ("replay: {traces: /no/such/traces}", "replay.traces: there is no recording /no/such/traces"),
+        ("replay: {profile: /no/such/profile.json}", "replay.profile: there is no file /no/such/profile.json"),
+        ("recording: {max_draft_length: 300}", "recording.max_draft_length: 300"),
+        ("recording: {shard_size: 0}", "recording.shard_size: 0"),
+        ("profiling: {rounds: 1}", "profiling.rounds: 1"),
+        ("validate_every: 0", "validate_every: 0"),
         ("ppo: {batch_size: 0}", "ppo.batch_size"),
         ("ppo: {learning_rate: -1}", "ppo.learning_rate"),
         ("ppo: {gamma: 1.5}", "ppo.gamma"),
@@ -179,7 +188,7 @@ def test_evaluate_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_unknown_benchmarks_and_students_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """``bench`` names what there is."""
-    assert "there is decode" in fails(bench.main, ["sorting"], capsys)
+    assert "there are decode, replay" in fails(bench.main, ["sorting"], capsys)
     assert "the family has no 'huge'" in fails(bench.main, ["decode", "--student=huge"], capsys)
 
 
@@ -189,91 +198,6 @@ def test_doctor_finds_the_pocket_family_well(capsys: pytest.CaptureFixture[str])
     output = capsys.readouterr().out
     assert "same text with" in output
     assert "all is well" in output
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short training with a short evaluation, as a user would start it."""
-    runs = tmp_path_factory.mktemp("runs")
-    small = ["--ppo.total_steps=128", "--ppo.n_steps=64", "--ppo.batch_size=32", "--ppo.n_epochs=2", "--validate_every=64"]
-    short = ["--validation_prompts=2", "--evaluation.prompts=3", "--prompts.max_new_tokens=24"]
-    train.main([f"--config={ROOT}/configs/pocket.yaml", f"--runs={runs}", "--name=short", *small, *short])
-    return runs / "short"
-
-
-def test_a_run_leaves_everything_behind(trained: Path) -> None:
-    """Configuration, command, versions, metrics, TensorBoard events, checkpoints, best policy, evaluation and figure."""
-    config = yaml.safe_load((trained / "config.yaml").read_text())
-    assert config["ppo"]["total_steps"] == 128
-    metrics = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in metrics] == [64, 128]
-    assert all(row["latency_ms_per_token"] > 0 and row["policy_entropy_nats"] > 0 for row in metrics)
-    assert list(trained.glob("tensorboard/*/events*"))
-    assert len(list(trained.glob("checkpoints/step-*/policy.safetensors"))) >= 2
-    assert json.loads((trained / "environment.json").read_text())["torch"]
-    assert (trained / "performance_metrics.png").read_bytes().startswith(b"\x89PNG")
-    assert not list(trained.rglob("*.tmp"))
-    assert not list(trained.rglob("*.zip")) + list(trained.rglob("*.pkl"))
-
-
-def test_the_evaluation_compares_all_policies(trained: Path) -> None:
-    """Target alone, each student fixed, random, threshold, learned: latency with interval, speed-up, acceptance, arm shares."""
-    rows = {row["policy"]: row for row in json.loads((trained / "evaluation.json").read_text())}
-    fixed = {f"always {arm}" for arm in ("small-5", "medium-5", "large-5", "lookup-5")}
-    assert set(rows) == {"target alone", "random", "threshold", "learned", *fixed}
-    for row in rows.values():
-        assert row["ci_low"] <= row["latency_ms_per_token"] <= row["ci_high"]
-        assert row["mode"] == "live"
-        assert sum(row["arm_shares"].values()) == pytest.approx(1)
-        assert row["num_emitted_tokens"] == rows["target alone"]["num_emitted_tokens"]
-    assert rows["target alone"]["speedup"] == 1
-    assert rows["target alone"]["mean_acceptance_length"] == 1
-    assert rows["always small-5"]["arm_shares"] == {"small-5": 1}
-
-
-def test_evaluate_repeats_a_runs_comparison(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same prompts and texts again; the table goes to the screen and the rows to a file of one's own."""
-    before = json.loads((trained / "evaluation.json").read_text())
-    evaluate.main([str(trained), f"--json={tmp_path}/rows.json"])
-    rows = json.loads((tmp_path / "rows.json").read_text())
-    assert {row["num_emitted_tokens"] for row in rows} == {row["num_emitted_tokens"] for row in before}
-    output = capsys.readouterr().out
-    assert "learned against threshold" in output
-    assert "always large-5" in output
-
-
-def test_the_exported_network_decides_like_the_learner(trained: Path) -> None:
-    """The best policy is one of the checkpoints, bit for bit."""
-    best = (trained / "best" / "policy.safetensors").read_bytes()
-    assert best in [path.read_bytes() for path in trained.glob("checkpoints/*/policy.safetensors")]
-    NetworkPolicy.load(trained / "best" / "policy.safetensors").check_fits(13, 5, trained)
-
-
-def test_a_second_family_needs_a_configuration_file_and_no_code(
-    tmp_path: Path, other_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Other architectures, sizes, vocabulary and number of students train and evaluate from YAML alone."""
-    (tmp_path / "other.yaml").write_text(
-        f"""
-name: other
-runs: {tmp_path}/runs
-family:
-  target: {{path: {other_folder}/target}}
-  students:
-    tiny: {{path: {other_folder}/tiny}}
-    twin: {{path: {other_folder}/twin}}
-draft_length: 3
-prompts: {{source: {tmp_path}/prompts.txt, max_new_tokens: 16}}
-ppo: {{total_steps: 64, n_steps: 32, batch_size: 16, n_epochs: 1}}
-validation_prompts: 2
-evaluation: {{prompts: 2}}
-"""
-    )
-    (tmp_path / "prompts.txt").write_text("\n".join(f"add({i}, {i + 1})" for i in range(20)))
-    train.main([f"--config={tmp_path}/other.yaml"])
-    rows = json.loads((tmp_path / "runs" / "other" / "evaluation.json").read_text())
-    assert {"always tiny-3", "always twin-3", "threshold", "learned"} <= {row["policy"] for row in rows}
-    assert "learned against threshold" in capsys.readouterr().out
 
 
 def test_bench_decode_compares_with_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

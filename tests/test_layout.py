@@ -18,18 +18,22 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("configs", "envs", "kernels", "policies")
 """Folders that stand beside ``dispatch_rl/`` in a checkout and inside it in a wheel."""
 
-COMMANDS = {"train", "evaluate", "bench", "doctor", "pocket.__main__", "pocket.card"}
+COMMANDS = {"train", "evaluate", "record", "profile", "calibrate", "doctor", "pocket.__main__", "pocket.card"}
 BASE = {"errors", "config"}
 MAY_IMPORT = {
     "kernels": set(),
     "errors": set(),
     "cli": {"errors"},
-    "config": {"errors", "decoding"},
+    "config": {"errors", "decoding", "config"},
     "decoding": {*BASE, "kernels", "decoding"},
     "policies": {*BASE, "kernels", "decoding", "policies"},
     "pocket": {*BASE, "kernels", "decoding", "pocket"},
-    "prompts": {*BASE, "decoding", "pocket"},
-    "envs": {*BASE, "kernels", "decoding", "policies", "prompts", "cli", "envs"},
+    "progress": set(),
+    "runs": {"errors"},
+    "prompt_files": {*BASE, "decoding", "progress"},
+    "prompts": {*BASE, "decoding", "pocket", "prompt_files"},
+    "replay": {*BASE, "kernels", "decoding", "policies", "prompts", "progress", "runs", "replay"},
+    "envs": {*BASE, "kernels", "decoding", "policies", "prompts", "replay", "cli", "envs"},
 }
 """The layers below the commands. Any other module of ``dispatch_rl/`` belongs to the commands and imports what it likes."""
 

@@ -7,22 +7,39 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dispatch_rl import bench, cli, doctor, evaluate, train
+from dispatch_rl import bench, calibrate, cli, doctor, evaluate, profile, record, train
 from dispatch_rl.config import TrainConfig
+from dispatch_rl.decoding.arms import Arm, ArmTable
+from dispatch_rl.policies.fixed import FixedPolicy
+from dispatch_rl.replay.profile import Profile
+from dispatch_rl.replay.running import replay
+from dispatch_rl.replay.traces import load_traces
+from dispatch_rl.replay.world import ReplayWorld
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
+TINY = "--recording.train_prompts=8 --recording.validation_prompts=4 --recording.test_prompts=4 --recording.max_draft_length=8"
+TINY += " --prompts.max_new_tokens=12 --profiling.rounds=100 --profiling.longest_context=128"
 SHORTER = {
-    "train": shlex.split(
-        "--ppo.total_steps=32 --ppo.n_steps=16 --ppo.batch_size=16 --ppo.n_epochs=1 "
-        "--prompts.max_new_tokens=8 --validation_prompts=1 --evaluation.prompts=2"
-    ),
-    "evaluate": ["--prompts=2"],
-    "bench": ["--num_prompts=2", "--prompts.max_new_tokens=8"],
-    "doctor": [],
+    "train": f"{TINY} --ppo.total_steps=64 --ppo.rollout_steps=32 --num_envs=8 --ppo.n_epochs=1 --evaluation.prompts=2",
+    "evaluate": "--prompts=2",
+    "calibrate": TINY,
+    "record": TINY,
+    "profile": TINY,
+    "bench replay": "--tokens=12800 --seconds=0.1 --ppo_envs=8 --ppo_steps=512 --batch_size=128 --repeats=2",
+    "bench decode": "--num_prompts=2 --prompts.max_new_tokens=8",
+    "doctor": "",
 }
-MAINS = {"train": train.main, "evaluate": evaluate.main, "bench": bench.main, "doctor": doctor.main}
+MAINS = {
+    "train": train.main,
+    "evaluate": evaluate.main,
+    "calibrate": calibrate.main,
+    "record": record.main,
+    "profile": profile.main,
+    "bench": bench.main,
+    "doctor": doctor.main,
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -41,9 +58,10 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytes
     """In the README's order and in an empty folder with the configs beside it; only shorter."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    assert [name for name, *_ in commands()] == ["train", "evaluate", "bench", "doctor"]
-    for name, *arguments in commands():
-        MAINS[name]([*arguments, *SHORTER[name]])
+    told = [" ".join(words[:2]) if words[0] == "bench" else words[0] for words in commands()]
+    assert told == list(SHORTER)
+    for key, (name, *arguments) in zip(told, commands(), strict=True):
+        MAINS[name]([*arguments, *shlex.split(SHORTER[key])])
     assert (tmp_path / "rows.json").is_file()
 
 
@@ -61,6 +79,17 @@ def test_the_yaml_example_is_a_configuration(tmp_path: Path) -> None:
     config = cli.read_config(TrainConfig, tmp_path / "mine.yaml")
     train.check(config)
     assert list(config.family.students) == list(yaml.safe_load(example)["family"]["students"])
+
+
+def test_the_json_examples_are_traces_and_costs(tmp_path: Path) -> None:
+    """They load together, with the arms that the trace's drafters call for."""
+    trace, costs = blocks("json")
+    (tmp_path / "trace.jsonl").write_text(trace)
+    (tmp_path / "costs.json").write_text(costs)
+    traces = load_traces(tmp_path / "trace.jsonl")
+    world = ReplayWorld(traces, Profile.read(tmp_path / "costs.json"), ArmTable([Arm("ngram", 2), Arm("eagle", 4)]))
+    # By hand: at position 0 eagle-4 gets two tokens and the target's one, the last round one more.
+    assert replay(world, FixedPolicy(1)).rounds.emitted.tolist() == [3, 1]
 
 
 def test_make_verbs_exist() -> None:

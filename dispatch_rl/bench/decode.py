@@ -1,4 +1,4 @@
-"""Benchmarks: ``python -m dispatch_rl.bench decode``. Correctness comes first; a wrong token is an error, not a number."""
+"""One fixed student against transformers' assisted generation. A wrong token is an error, not a number."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -149,14 +149,9 @@ def _rows(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run a benchmark by name."""
-    if argv[:1] != ["decode"]:
-        if argv[:1] in (["--help"], ["-h"]):
-            print("usage: python -m dispatch_rl.bench decode [--help]\n\ndecode  fixed student against transformers' assisted generation")
-            return
-        raise UserError(f"bench: there is no benchmark '{' '.join(argv[:1])}'; there is decode")
+    """Run the benchmark and print its table."""
     parser = cli.make_parser(DecodeBenchConfig, "bench decode", DecodeBenchConfig.__doc__ or "")
-    config = cli.build(DecodeBenchConfig, parser, cli.parse(parser, argv[1:]))
+    config = cli.build(DecodeBenchConfig, parser, cli.parse(parser, argv))
     rows = bench_decode(config)
     ours = rows[0]
     print(f"{ours['num_prompts']} held-out prompts, {ours['num_emitted_tokens']} tokens, greedy, {ours['device']}; prefill included")
@@ -172,7 +167,3 @@ def main(argv: Sequence[str]) -> None:
         from dispatch_rl.runs import write_json
 
         write_json(config.json, rows)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,0 +1,23 @@
+"""Benchmarks: ``python -m dispatch_rl.bench NAME``. Correctness comes first; while it is red, no speed is printed."""
+
+from collections.abc import Sequence
+from importlib import import_module
+
+from dispatch_rl.errors import UserError
+
+BENCHMARKS = {
+    "decode": "fixed student against transformers' assisted generation",
+    "replay": "steps per second in replay, and PPO on it against PPO on an environment that does nothing",
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run a benchmark by name."""
+    name = argv[0] if argv else ""
+    if name in ("--help", "-h"):
+        lines = [f"{known:<8} {meaning}" for known, meaning in BENCHMARKS.items()]
+        print("\n".join(["usage: python -m dispatch_rl.bench NAME [--help]", "", *lines]))
+        return
+    if name not in BENCHMARKS:
+        raise UserError(f"bench: there is no benchmark '{name}'; there are {', '.join(BENCHMARKS)}")
+    import_module(f"dispatch_rl.bench.{name}").main(argv[1:])

@@ -1,0 +1,131 @@
+"""Letting policies decode the same texts: exact in replay; live in random order, in one process, against the clock."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dispatch_rl.comparison import ORACLE, TARGET_ALONE, Comparison, Floats, Result
+from dispatch_rl.decoding.arms import NONE, Arm, ArmTable
+from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.loop import DecodedText, decode, warm_up
+from dispatch_rl.decoding.rounds import RoundTable
+from dispatch_rl.decoding.sampling import Sampling
+from dispatch_rl.errors import UserError
+from dispatch_rl.policies.base import Policy
+from dispatch_rl.policies.fixed import FixedPolicy
+from dispatch_rl.prediction import Prediction, Probe, predict
+from dispatch_rl.prompts import Prompt
+from dispatch_rl.replay.oracle import cheapest, cheapest_within
+from dispatch_rl.replay.running import fixed_latencies_ms, replay
+from dispatch_rl.replay.traces import Traces
+from dispatch_rl.replay.world import ReplayWorld
+
+_PROBE = "probe of the machine's speed"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One text to be decoded live."""
+
+    kind: str
+    """What sort of text it is."""
+    tokens: tuple[int, ...]
+    """Token ids of the prompt."""
+    sampling: Sampling
+    """How it is decoded."""
+    max_new_tokens: int
+    """Tokens to emit at most."""
+    text: int | None = None
+    """Number of the text in the recording, if it was recorded."""
+
+    @classmethod
+    def of_prompt(cls, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> "Task":
+        """Return the task that a prompt is."""
+        return cls(prompt.kind, prompt.tokens, prompt.sampling(sampling), max_new_tokens)
+
+    @classmethod
+    def of_recording(cls, traces: Traces, text: int) -> "Task":
+        """Return the task that was recorded."""
+        prompt = traces.prompt(text)
+        return cls(traces.kind(text), prompt, traces.sampling(text), int(traces.limits[text]) - len(prompt), text)
+
+
+def with_target(arms: Sequence[Arm]) -> ArmTable:
+    """Return the arms and, behind them if it is not among them, the target alone, which everything is compared with."""
+    return ArmTable([*arms, *([] if Arm(NONE) in arms else [Arm(NONE)])])
+
+
+def compare_replay(world: ReplayWorld, num_arms: int, policies: Mapping[str, Policy], best_fixed: str, seed: int) -> Comparison:
+    """Replay every text with the target alone and with every policy, and find the bounds over the first ``num_arms`` arms."""
+    contestants = _with_target(world.arms, policies)
+    replayed = {name: replay(world, policy) for name, policy in contestants.items()}
+    actions = range(num_arms)
+    length, students = cheapest_within(world, "length", actions)
+    student, lengths = cheapest_within(world, "student", actions)
+    bounds = {
+        ORACLE: cheapest(world, actions).latency_ms,
+        f"oracle over students (length {length})": students.latency_ms,
+        f"oracle over lengths ({student})": lengths.latency_ms,
+        "best fixed arm of each prompt": fixed_latencies_ms(world)[:num_arms].min(axis=0),
+    }
+    tokens = world.traces.lengths[world.texts] - world.traces.first_position
+    results = {name: Result(run.rounds, run.latency_ms) for name, run in replayed.items()}
+    return Comparison("replay", tokens, results, seed, world.profile.device, bounds, best_fixed)
+
+
+def compare_live(
+    family: Family,
+    policies: Mapping[str, Policy],
+    arms: ArmTable,
+    tasks: Sequence[Task],
+    seed: int,
+    world: ReplayWorld | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Comparison:
+    """Decode every text with the target alone and with every policy; with ``world``, see what replay predicts for the same arms.
+
+    Raises:
+        UserError: The device is not deterministic enough: two policies got different text for one prompt.
+    """
+    contestants = _with_target(arms, policies)
+    if world is not None:
+        contestants[_PROBE] = Probe(len(arms), seed + 1)
+    warm_up(family, arms)
+    rng = np.random.default_rng(seed)
+    texts: dict[str, list[DecodedText]] = {name: [] for name in contestants}
+    for done, task in enumerate(tasks):
+        for name in rng.permutation(list(contestants)):
+            texts[name].append(decode(family, contestants[name], arms, task.tokens, task.sampling, task.max_new_tokens))
+        if task.sampling.greedy or task.sampling.method == "coupled":
+            _check_same_text(task, {name: decoded[-1] for name, decoded in texts.items()})
+        progress(done + 1)
+    probed = texts.pop(_PROBE, [])
+    prediction = Prediction({}, None) if world is None else predict(world, [task.text for task in tasks], texts, probed)
+    results = {name: _result(decoded, prediction.latency_ms.get(name)) for name, decoded in texts.items()}
+    tokens = np.array([len(text.tokens) - 1 for text in texts[TARGET_ALONE]])
+    return Comparison("live", tokens, results, seed, family.device_name(), drift=prediction.drift)
+
+
+def _with_target(arms: ArmTable, policies: Mapping[str, Policy]) -> dict[str, Policy]:
+    return {TARGET_ALONE: FixedPolicy(list(arms).index(Arm(NONE))), **policies}
+
+
+def _result(texts: Sequence[DecodedText], predicted_ms: Floats | None) -> Result:
+    return Result(
+        rounds=RoundTable.of([(text.rounds, text.entropies_at_decision) for text in texts]),
+        times_ms=np.array([text.decoding_ms for text in texts]),
+        prefill_ms=np.array([text.prefill_ms for text in texts]),
+        decision_ms=sum(text.decision_ms for text in texts),
+        predicted_ms=predicted_ms,
+    )
+
+
+def _check_same_text(task: Task, texts: Mapping[str, DecodedText]) -> None:
+    expected = texts[TARGET_ALONE].tokens
+    for name, text in texts.items():
+        if text.tokens != expected:
+            raise UserError(
+                f"'{name}' changed the text of a {task.kind} prompt (seed {task.sampling.seed}): "
+                "the device rounds one token and several differently; set family.dtype to float32"
+            )

@@ -1,0 +1,62 @@
+"""What a learned policy is compared with."""
+
+from collections.abc import Mapping, Sequence
+
+from dispatch_rl.config import TrainConfig
+from dispatch_rl.decoding.arms import Arm, ArmTable
+from dispatch_rl.decoding.features import Feature
+from dispatch_rl.policies.bandits import LinUCBPolicy, ThompsonPolicy, UCB1Policy
+from dispatch_rl.policies.base import Policy
+from dispatch_rl.policies.fixed import FixedPolicy, RandomPolicy
+from dispatch_rl.policies.threshold import ThresholdPolicy
+from dispatch_rl.replay.tuning import best_fixed, tune_thresholds
+from dispatch_rl.replay.world import ReplayWorld
+
+LEARNED, THRESHOLD, TUNED, BEST_FIXED = "learned", "threshold", "threshold, tuned", "best fixed arm"
+"""Names in tables."""
+
+
+def fixed_name(arm: Arm) -> str:
+    """Return what a policy that always takes ``arm`` is called."""
+    return f"always {arm.name}"
+
+
+def contestants(
+    config: TrainConfig,
+    students: Sequence[str],
+    arms: Sequence[Arm],
+    features: Sequence[Feature],
+    learned: Policy | None,
+    validation: ReplayWorld | None = None,
+) -> Mapping[str, Policy]:
+    """Return every fixed arm, random, thresholds, bandits and, if there is one, the learned policy.
+
+    Args:
+        config: Thresholds and seeds.
+        students: From cheap to expensive.
+        arms: What is chosen from.
+        features: What is observed; without the entropy there is no threshold policy.
+        learned: The learned policy.
+        validation: Texts that the best fixed arm and tuned thresholds are chosen on; None leaves these two out.
+
+    Raises:
+        UserError: The configured thresholds do not fit the arms.
+    """
+    drafting = [(action, arm) for action, arm in enumerate(arms) if arm.length]
+    found: dict[str, Policy] = {fixed_name(arm): FixedPolicy(action) for action, arm in drafting}
+    seed = config.evaluation.seed
+    found["random"] = RandomPolicy(len(arms), seed)
+    sees_entropy = "entropy" in [feature.name for feature in features]
+    configured = ThresholdPolicy.from_config(config.threshold, students, ArmTable(arms)) if sees_entropy else None
+    if configured is not None:
+        found[THRESHOLD] = configured
+    if validation is not None:
+        found[BEST_FIXED] = FixedPolicy(best_fixed(validation))
+        if configured is not None:
+            found[TUNED] = tune_thresholds(validation, [configured]).policy
+    found["UCB1"] = UCB1Policy(len(arms))
+    found["Thompson"] = ThompsonPolicy(len(arms), seed)
+    found["LinUCB"] = LinUCBPolicy(len(arms), [feature.scale for feature in features])
+    if learned is not None:
+        found[LEARNED] = learned
+    return found
