@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dispatch_rl import cli
-from dispatch_rl.config import TrainConfig
+from dispatch_rl.config import EvaluationConfig, TrainConfig
 from dispatch_rl.errors import UserError
 
 if TYPE_CHECKING:
     from dispatch_rl.comparison import Comparison, Evaluation
     from dispatch_rl.decoding.families import Family
+    from dispatch_rl.decoding.features import Feature
     from dispatch_rl.policies.base import Policy
     from dispatch_rl.policies.network import NetworkPolicy
     from dispatch_rl.replay.sources import ReplaySource
@@ -99,7 +100,9 @@ def _live(
         return compare_live(family, policies, arms, tasks, seed, world, update)
 
 
-def _live_policies(config: TrainConfig, learned, family: "Family", features, source: "ReplaySource | None") -> "dict[str, Policy]":  # type: ignore[no-untyped-def]
+def _live_policies(
+    config: TrainConfig, learned: "NetworkPolicy", family: "Family", features: "tuple[Feature, ...]", source: "ReplaySource | None"
+) -> "dict[str, Policy]":
     """Return fresh policies: what a bandit learned in replay must not help it here."""
     from dispatch_rl.contestants import BEST_FIXED, contestants
 
@@ -124,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
 
     run = RunFolder.open(Path(namespace.run))
     trained = cli.read_config(TrainConfig, run.config)
-    trained = replace(trained, evaluation=_overridden(trained, config))
+    trained = replace(trained, evaluation=_overridden(trained.evaluation, config))
     mode = config.mode or ("live" if trained.live else "both")
 
     import torch
@@ -152,9 +155,9 @@ def main(argv: Sequence[str]) -> None:
         write_json(config.json, found.rows())
 
 
-def _overridden(trained: TrainConfig, config: EvaluateConfig):  # type: ignore[no-untyped-def]
-    given = {key: getattr(config, key) for key in ("prompts", "seed") if getattr(config, key) is not None}
-    return replace(trained.evaluation, **given)
+def _overridden(evaluation: EvaluationConfig, given: EvaluateConfig) -> EvaluationConfig:
+    prompts, seed = (old if new is None else new for old, new in ((evaluation.prompts, given.prompts), (evaluation.seed, given.seed)))
+    return replace(evaluation, prompts=prompts, seed=seed)
 
 
 if __name__ == "__main__":

@@ -103,24 +103,19 @@ def timeline(axes: "Axes", comparison: Comparison, policies: Sequence[str], text
     for arm in arms:
         axes.bar(0, 0, color=palette[arm], label=arm)
     axes.set_yticks(range(len(policies)), policies, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(policies) + 0.1, -0.5)  # room for the legend below the last row
     axes.legend(fontsize=7, ncols=4, loc="lower right")
     axes.set(xlabel="time (ms); numbers: tokens emitted", title=f"One text ({comparison.mode}, number {text})")
 
 
 def prediction(axes: "Axes", comparison: Comparison) -> None:
-    """Draw predicted against measured latency, one point per policy, with a band of 5 %."""
-    points = {
-        row["policy"]: (row["latency_ms_per_token"], row["predicted_latency_ms_per_token"])
-        for row in comparison.rows()
-        if "prediction_error" in row
-    }
-    measured, predicted = np.array(list(points.values())).T
-    ends = np.array([min(measured.min(), predicted.min()) * 0.95, max(measured.max(), predicted.max()) * 1.05])
-    axes.fill_between(ends, ends * 0.95, ends * 1.05, color=_GREY, alpha=0.25, label="5 %")
-    axes.plot(ends, ends, color=_GREY)
-    axes.scatter(measured, predicted, color=_BLUE)
-    for name, point in points.items():
-        axes.annotate(name, point, fontsize=7, textcoords="offset points", xytext=(4, -6))
-    axes.legend(fontsize=8)
-    axes.set(xlabel="measured (ms per token)", ylabel="predicted by replay (ms per token)", title="Prediction")
+    """Draw for every policy the measured latency with a band of 5 % around it, and what replay predicted."""
+    rows = [row for row in comparison.rows() if "prediction_error" in row]
+    measured = np.array([row["latency_ms_per_token"] for row in rows])
+    names = [row["policy"] for row in rows]
+    axes.barh(names, 0.1 * measured, left=0.95 * measured, color=_GREY, alpha=0.35, label="measured, and 5 % to either side")
+    axes.scatter(measured, names, color=_GREY, marker="|", s=90)
+    axes.scatter([row["predicted_latency_ms_per_token"] for row in rows], names, color=_RED, s=22, zorder=3, label="predicted by replay")
+    axes.invert_yaxis()
+    axes.legend(fontsize=8, loc="lower right")
+    axes.set(xlabel="latency (ms per token)", title="Predicted and measured", xlim=(0.92 * measured.min(), 1.08 * measured.max()))

@@ -39,11 +39,19 @@ def _model_parts(model: CachedModel) -> list[Any]:
 
 def recording_settings(config: DecodingConfig, part: str, seed: int) -> dict[str, Any]:
     """Return all settings that the texts of a recording depend on besides the family."""
-    source = Path(config.prompts.source)
-    if config.prompts.source == "pocket":
-        version = platform.python_version()  # code prompts are cut from its library
-    elif source.is_file():
-        version = f"{source.stat().st_size} bytes, {source.stat().st_mtime_ns}"
-    else:
-        version = ""
+    version = _source_version(config.prompts.source)
     return {"part": part, "seed": seed, "sampling": asdict(config.sampling), "prompts": asdict(config.prompts), "source_version": version}
+
+
+def _source_version(source: str) -> str:
+    """Return what tells one state of the prompts from another: the content of files; a hub dataset is told by its name alone."""
+    if source == "pocket":
+        return platform.python_version()  # code prompts are cut from its library
+    path = Path(source)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return digest([[str(file.relative_to(path)), _content(file)] for file in files])
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,6 +19,7 @@ from dispatch_rl.errors import UserError
 from dispatch_rl.progress import quiet_datasets
 from dispatch_rl.prompts import Prompt, Split, prompts
 from dispatch_rl.replay.fingerprint import digest, family_fingerprint, recording_settings
+from dispatch_rl.replay.metadata import TraceMetadata
 from dispatch_rl.replay.paths import Batch, Paths, StudentReading, read_paths, write_paths
 from dispatch_rl.replay.schema import LOOKUP_COLUMNS, METADATA, VERSION, features, shard_name
 from dispatch_rl.runs import write_json
@@ -119,8 +120,6 @@ def check_sampling(sampling: Sampling) -> None:
 
 def _begin(recording: Recording, family: Family) -> None:
     """Write the metadata, or see that what is there belongs to the same recording."""
-    from dispatch_rl.replay.traces import TraceMetadata
-
     path, wanted = recording.folder / METADATA, recording.metadata(family)
     if path.exists():
         there = TraceMetadata.read(path)

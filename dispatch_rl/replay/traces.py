@@ -1,10 +1,9 @@
 """Reading recordings into flat arrays with offsets: position ``offsets[i] + t`` is token ``t`` of text ``i``."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,8 @@ from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
 from dispatch_rl.progress import quiet_datasets
 from dispatch_rl.replay.columns import Bytes, Columns, Floats, Ints, runs
-from dispatch_rl.replay.schema import ACCEPTED, LONGEST_DRAFT, LOOKUP_COLUMNS, MATCH, METADATA, POSITION_FLOATS, VERSION, shard_name
+from dispatch_rl.replay.metadata import TraceMetadata
+from dispatch_rl.replay.schema import ACCEPTED, LONGEST_DRAFT, LOOKUP_COLUMNS, MATCH, METADATA, POSITION_FLOATS, shard_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,53 +93,6 @@ class Traces:
         """Return the columns that features may need and the recording lacks."""
         known = {*self.floats, *self.lookup}
         return frozenset(column for column in (*POSITION_FLOATS, *LOOKUP_COLUMNS) if column not in known)
-
-
-@dataclass(frozen=True)
-class TraceMetadata:
-    """What ``traces.json`` holds; the defaults are for recordings made elsewhere."""
-
-    students: tuple[str, ...]
-    first_position: int = 0
-    max_draft_length: int | None = None
-    context_limits: dict[str, int] | None = None
-    fingerprint: str | None = None
-    family: str | None = None
-    num_prompts: int | None = None
-    shard_size: int | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> "TraceMetadata":
-        """Read ``traces.json``.
-
-        Raises:
-            UserError: It is broken, or of another version.
-        """
-        try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            version = values.pop("schema")
-            students = values.pop("students")
-            metadata = cls(tuple(students), **{key: values[key] for key in cls.__dataclass_fields__ if key in values})
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise UserError(f"{path}: not the description of a recording: {error!r}") from error
-        if version != VERSION:
-            raise UserError(f"{path}: written with schema {version}; this version reads schema {VERSION}")
-        if wrong := ["students"] if isinstance(students, str) else metadata._wrong_keys():
-            raise UserError(f"{path}: not the description of a recording: {wrong[0]} is {values.get(wrong[0], students)!r}")
-        return metadata
-
-    def _wrong_keys(self) -> list[str]:
-        """Return the keys whose values are none that a recording can have."""
-        limits = self.context_limits
-        fits = {
-            "students": len(self.students) > 0 and all(isinstance(name, str) for name in self.students),
-            "first_position": isinstance(self.first_position, int) and self.first_position >= 0,
-            "context_limits": limits is None or (isinstance(limits, dict) and all(isinstance(v, int) for v in limits.values())),
-        }
-        for key in ("max_draft_length", "num_prompts", "shard_size"):
-            value = getattr(self, key)
-            fits[key] = value is None or (isinstance(value, int) and value > 0)
-        return [key for key, right in fits.items() if not right]
 
 
 def load_traces(path: Path, part: str | None = None) -> Traces:
