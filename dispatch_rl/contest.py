@@ -90,7 +90,7 @@ def compare_live(
     """
     contestants = _with_target(arms, policies)
     if world is not None:
-        contestants[_PROBE] = Probe(len(arms), seed + 1)
+        contestants[_PROBE] = Probe([policy for policy in contestants.values() if not policy.learns], seed + 1)
     warm_up(family, arms)
     rng = np.random.default_rng(seed)
     texts: dict[str, list[DecodedText]] = {name: [] for name in contestants}

@@ -1,9 +1,9 @@
 """How long replay says that texts take to decode live, on the machine as it is now.
 
 A machine that others use too is faster or slower than when its latencies were measured, and not equally so for large and small models.
-So every text is also decoded once by a probe, with random arms, each for some rounds. Its rounds say how fast each part is now: drafting
-by each drafter, and everything else in a round of each drafter. Nothing of the policies that are predicted goes in but the arms that they
-chose and the time they took to choose.
+So every text is also decoded once by a probe, which does for some rounds what one of the policies would do, then what another would. Its
+rounds say how fast each part is now: drafting by each drafter, and everything else in a round of each drafter. Nothing of the decoding
+that is predicted goes in but the arms that were chosen and the time it took to choose them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from dispatch_rl.decoding.loop import DecodedText
 from dispatch_rl.decoding.rounds import Round
-from dispatch_rl.policies.base import Observation
-from dispatch_rl.policies.fixed import RandomPolicy
+from dispatch_rl.policies.base import Observation, Policy
 from dispatch_rl.replay.measuring import STRETCH
 from dispatch_rl.replay.running import predicted_rounds
 from dispatch_rl.replay.world import ReplayWorld
@@ -26,18 +25,23 @@ _ENOUGH = 40
 """With fewer rounds of a drafter than this, what all drafters say about the machine is more certain than what it says alone."""
 
 
-class Probe(RandomPolicy):
-    """Takes a random arm for some rounds, then another, as latencies are measured."""
+class Probe(Policy):
+    """Follows a random one of some policies for some rounds, as latencies are measured, then another."""
 
-    def __init__(self, num_actions: int, seed: int) -> None:
-        super().__init__(num_actions, seed)
-        self._left, self._action = 0, 0
+    def __init__(self, policies: Sequence[Policy], seed: int) -> None:
+        self.policies = policies
+        self._rng = np.random.default_rng(seed)
+        self._left, self._followed = 0, policies[0]
+
+    def reset(self) -> None:
+        for policy in self.policies:
+            policy.reset()
 
     def __call__(self, observation: Observation) -> int:
         if self._left == 0:
-            self._left, self._action = STRETCH, super().__call__(observation)
+            self._left, self._followed = STRETCH, self.policies[int(self._rng.integers(len(self.policies)))]
         self._left -= 1
-        return self._action
+        return self._followed(observation)
 
 
 @dataclass(frozen=True)
@@ -61,23 +65,51 @@ def predict(
         texts: What was decoded, by policy.
         probe: The same texts as :class:`Probe` decoded them.
     """
-    replayed = {name: [_replayed(world, *pair) for pair in zip(recorded, decoded, strict=True)] for name, decoded in texts.items()}
-    pairs = [(text, there) for number, text in zip(recorded, probe, strict=True) if (there := _replayed(world, number, text))]
+    known = [_replayed(world, *pair) for pair in zip(recorded, probe, strict=True)]
+    pairs = [(text, there) for text, there in zip(probe, known, strict=True) if there is not None]
     if not pairs:
         return Prediction({name: np.full(len(decoded), np.nan) for name, decoded in texts.items()}, None)
-    measured = np.sum([_parts(world, text.rounds) for text, _ in pairs], axis=0)
-    predicted = np.sum([_parts(world, there) for _, there in pairs], axis=0)
-    factors = _factors(measured, predicted)
-    between = (text.decoding_ms - text.decision_ms - sum(record.latency_ms for record in text.rounds) for text, _ in pairs)
-    between_ms = sum(between) / float(measured[0].sum())
+    speed = _Speed.of(world, pairs)
+    # Loads come and go within seconds, so each text is also held against the probe's decoding of the same text.
+    local = [np.nan if there is None else speed.time_of(text) / speed.rounds_ms(there) for text, there in zip(probe, known, strict=True)]
 
-    def decoding_ms(text: DecodedText, there: Sequence[Round] | None) -> float:
-        if there is None:
-            return float("nan")
-        return float((factors * _parts(world, there)[1:]).sum()) + text.decision_ms + between_ms * len(there)
+    def decoding_ms(number: int | None, text: DecodedText, slower: float) -> float:
+        there = _replayed(world, number, text)
+        return float("nan") if there is None else slower * speed.rounds_ms(there) + text.decision_ms
 
-    latency_ms = {name: np.array(list(map(decoding_ms, decoded, replayed[name]))) for name, decoded in texts.items()}
-    return Prediction(latency_ms, float(measured[1:].sum() / predicted[1:].sum() - 1))
+    latency_ms = {name: np.array(list(map(decoding_ms, recorded, decoded, local))) for name, decoded in texts.items()}
+    return Prediction(latency_ms, speed.drift)
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """How fast the machine is."""
+
+    world: ReplayWorld
+    factors: Floats
+    """Measured / predicted time of drafting and of the rest of a round, by drafter ``[2, drafters]``."""
+    between_ms: float
+    """Time between two rounds besides the decision."""
+    drift: float
+    """Measured / predicted time of all rounds, less one."""
+
+    @classmethod
+    def of(cls, world: ReplayWorld, pairs: Sequence[tuple[DecodedText, Sequence[Round]]]) -> "_Speed":
+        """Compare decoded texts with what replay says about their rounds."""
+        measured = np.sum([_parts(world, text.rounds) for text, _ in pairs], axis=0)
+        predicted = np.sum([_parts(world, there) for _, there in pairs], axis=0)
+        between = sum(cls.time_of(text) - sum(record.latency_ms for record in text.rounds) for text, _ in pairs)
+        drift = measured[1:].sum() / predicted[1:].sum() - 1
+        return cls(world, _factors(measured, predicted), between / float(measured[0].sum()), float(drift))
+
+    @staticmethod
+    def time_of(text: DecodedText) -> float:
+        """Return the decoding time without the decisions (ms)."""
+        return text.decoding_ms - text.decision_ms
+
+    def rounds_ms(self, rounds: Sequence[Round]) -> float:
+        """Return how long rounds of replay take on this machine, without the decisions."""
+        return float((self.factors * _parts(self.world, rounds)[1:]).sum()) + self.between_ms * len(rounds)
 
 
 def _replayed(world: ReplayWorld, number: int | None, text: DecodedText) -> list[Round] | None:

@@ -54,7 +54,7 @@ def times_ms(texts: Sequence[DecodedText]) -> list[float]:
 
 def test_every_part_is_as_slow_as_the_probe_says(world: ReplayWorld) -> None:
     """Other policies than the probe are predicted to the last digit, what they take to decide included."""
-    probe = decoded(world, Probe(len(world.arms), 0), DRAFTING, REST)
+    probe = decoded(world, RandomPolicy(len(world.arms), 0), DRAFTING, REST)
     texts = {f"always {i}": decoded(world, FixedPolicy(i), DRAFTING, REST) for i in range(len(world.arms))}
     prediction = predict(world, world.texts.tolist(), texts, probe)
     for name, measured in texts.items():
@@ -90,9 +90,17 @@ def test_what_was_not_recorded_is_not_predicted(world: ReplayWorld) -> None:
     assert nothing.drift is None
 
 
-def test_the_probe_changes_its_arm_from_stretch_to_stretch() -> None:
-    probe = Probe(5, 0)
+def test_the_probe_follows_a_policy_for_a_stretch() -> None:
+    """Then another; all come, and all are told of a new text."""
+    told = []
+
+    class Told(FixedPolicy):
+        def reset(self) -> None:
+            told.append(self.action)
+
+    probe = Probe([Told(action) for action in range(5)], 0)
+    probe.reset()
     actions = [probe(np.zeros(3, dtype=np.float32)) for _ in range(40 * STRETCH)]
     stretches = [set(actions[i : i + STRETCH]) for i in range(0, len(actions), STRETCH)]
     assert all(len(stretch) == 1 for stretch in stretches)
-    assert set(actions) == set(range(5))
+    assert set(actions) == set(range(5)) == set(told)
