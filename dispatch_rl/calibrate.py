@@ -136,6 +136,7 @@ def main(argv: Sequence[str]) -> None:
     description = "Show what entropy tells about a family on validation texts, and tune the thresholds of the baseline in replay."
     parser = cli.make_parser(CalibrateConfig, "calibrate", description)
     config = cli.build(CalibrateConfig, parser, cli.parse(parser, argv))
+    cli.check_file("json", config.json)
 
     from dispatch_rl import report
     from dispatch_rl.decoding.arms import NONE, Arm

@@ -19,7 +19,7 @@ from dispatch_rl.errors import UserError
 from dispatch_rl.learning import Learner
 from dispatch_rl.runs import write_json
 
-_COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num", "_current_progress_remaining")
+_COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num", "_current_progress_remaining", "exploration_rate")
 _BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 Arrays = dict[str, np.ndarray]
@@ -75,7 +75,7 @@ def load(model: Learner, folder: Path) -> dict[str, Any]:
         scalars = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         arrays = load_file(folder / "state.safetensors")
         _restore(model, scalars, arrays)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: the state of the training cannot be read: {error!r}") from error
     extra: dict[str, Any] = scalars["extra"]
     return extra

@@ -130,6 +130,16 @@ def _normalised(argv: Sequence[str]) -> list[str]:
     return files + rest
 
 
+def check_file(key: str, path: Path | None) -> None:
+    """Refuse a file to be written that is a folder, before anything is measured.
+
+    Raises:
+        UserError: Naming ``key``.
+    """
+    if path is not None and path.is_dir():
+        raise UserError(f"{key}: {path} is a folder; give the name of a file")
+
+
 def read_config(config_class: type[C], path: Path) -> C:
     """Return the configuration in a YAML file.
 
@@ -143,12 +153,18 @@ def read_config(config_class: type[C], path: Path) -> C:
     return build(config_class, parser, parser.parse_path(str(path)))
 
 
-def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a command with the arguments of this process; a :class:`UserError` becomes one line and status 2."""
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command with ``argv``, None meaning those of this process; a :class:`UserError` becomes one line and status 2."""
     try:
-        main(sys.argv[1:])
+        main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except OSError as error:
+        # A path that cannot be written or read; anything else is ours to mend, and its traceback says where.
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

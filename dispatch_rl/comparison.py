@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from dispatch_rl.decoding.rounds import RoundTable, metrics
 from dispatch_rl.replay.world import ReplayWorld
-from dispatch_rl.statistics import Interval, paired_difference, ratio_of_sums
+from dispatch_rl.statistics import Interval, paired_difference, ratios_of_sums
 
 TARGET_ALONE = "target alone"
 ORACLE = "oracle"
@@ -60,7 +61,13 @@ class Comparison:
 
     def latency_ms_per_token(self, name: str) -> Interval:
         """Return decoding time / tokens of a policy or bound, with its 95 % interval."""
-        return ratio_of_sums(self._times(name), self.tokens.astype(float), self.seed)
+        return self._intervals[name]
+
+    @cached_property
+    def _intervals(self) -> dict[str, Interval]:
+        names = [*self.results, *self.bounds]
+        times = np.stack([self._times(name) for name in names])
+        return dict(zip(names, ratios_of_sums(times, self.tokens.astype(float), self.seed), strict=True))
 
     def difference_ms_per_token(self, policy: str, other: str) -> Interval:
         """Return how much more ``policy`` took per token than ``other``, paired by text."""

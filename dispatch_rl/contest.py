@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -38,6 +39,8 @@ class Task:
     """Tokens to emit at most."""
     text: int | None = None
     """Number of the text in the recording, if it was recorded."""
+    COLUMNS: ClassVar = ("prompt", "path", "limit", "seed", "temperature", "top_k", "top_p")
+    """What a recording must hold of a text for it to be decoded again."""
 
     @classmethod
     def of_prompt(cls, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> "Task":
@@ -49,6 +52,26 @@ class Task:
         """Return the task that was recorded."""
         prompt = traces.prompt(text)
         return cls(traces.kind(text), prompt, traces.sampling(text), int(traces.limits[text]) - len(prompt), text)
+
+
+def check_decodable(traces: Traces, family: Family) -> None:
+    """Refuse to decode live what a recording does not tell enough about.
+
+    Raises:
+        UserError: Naming what is missing, or what the family lacks.
+    """
+    advice = "so its texts cannot be decoded live; set evaluation.prompts to 0"
+    missing = [name for name in Task.COLUMNS if name not in traces.table.column_names]
+    if missing := [*missing, *sorted(traces.missing())]:
+        raise UserError(f"evaluation.prompts: {traces.source} lacks {', '.join(missing)}, {advice}")
+    if traces.first_position != 1:
+        raise UserError(
+            f"evaluation.prompts: {traces.source} begins at position {traces.first_position}, not behind the token that reading the "
+            f"prompt emits, {advice}"
+        )
+    if traces.students != tuple(family.students):
+        theirs, ours = (", ".join(names) or "none" for names in (traces.students, family.students))
+        raise UserError(f"evaluation.prompts: the students of {traces.source} are {theirs}, those of the family {ours}, {advice}")
 
 
 def with_target(arms: Sequence[Arm]) -> ArmTable:

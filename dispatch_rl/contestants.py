@@ -46,8 +46,9 @@ def contestants(
     found: dict[str, Policy] = {fixed_name(arm): FixedPolicy(action) for action, arm in drafting}
     seed = config.evaluation.seed
     found["random"] = RandomPolicy(len(arms), seed)
-    sees_entropy = "entropy" in [feature.name for feature in features]
-    configured = ThresholdPolicy.from_config(config.threshold, students, ArmTable(arms)) if sees_entropy else None
+    table = ArmTable(arms)
+    possible = "entropy" in [feature.name for feature in features] and ThresholdPolicy.is_possible(config.threshold, students, table)
+    configured = ThresholdPolicy.from_config(config.threshold, students, table) if possible else None
     if configured is not None:
         found[THRESHOLD] = configured
     if validation is not None:

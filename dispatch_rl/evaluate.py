@@ -80,15 +80,14 @@ def _replayed(config: TrainConfig, learned: "NetworkPolicy", source: "ReplaySour
 def _live(
     config: TrainConfig, learned: "NetworkPolicy", family: "Family", source: "ReplaySource | None", world: "ReplayWorld | None"
 ) -> "Comparison":
-    from dispatch_rl.contest import Task, compare_live, with_target
+    from dispatch_rl.contest import Task, check_decodable, compare_live, with_target
     from dispatch_rl.decoding.features import feature_table
     from dispatch_rl.progress import progress_bar
     from dispatch_rl.prompts import prompts
 
     count, seed = config.evaluation.prompts, config.evaluation.seed
-    if world is not None and world.traces.missing():
-        raise UserError(f"evaluation.prompts: {world.traces.source} lacks columns, so its policies cannot decode live; set it to 0")
     if world is not None:
+        check_decodable(world.traces, family)
         tasks = [Task.of_recording(world.traces, int(text)) for text in world.texts[:count]]
     else:
         stream = islice(prompts(config.prompts, family, "test", seed), count)
@@ -122,6 +121,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", help="folder of the run, as runs/pocket")
     namespace = cli.parse(parser, argv)
     config = cli.build(EvaluateConfig, parser, namespace)
+    cli.check_file("json", config.json)
 
     from dispatch_rl.runs import RunFolder, write_json
 

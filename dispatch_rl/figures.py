@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _BLUE, _GREEN, _ORANGE, _RED, _GREY = "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#999999"
 _DRAFT_PLACES = 16
 _TEXT_BINS = 16
+_TIMELINE_ROUNDS = 40
+"""More could not be read."""
 
 
 def latency(axes: "Axes", comparison: Comparison) -> None:
@@ -89,14 +91,14 @@ def acceptance_by_text_place(axes: "Axes", world: ReplayWorld) -> None:
 
 
 def timeline(axes: "Axes", comparison: Comparison, policies: Sequence[str], text: int) -> None:
-    """Draw the rounds of one text over time: a bar per round, as long as it took, coloured by arm, with its tokens."""
-    arms = sorted({arm for name in policies for arm in comparison.results[name].rounds.arm.tolist()})
+    """Draw the first rounds of one text over time: a bar per round, as long as it took, coloured by arm, with its tokens."""
+    tables = [comparison.results[name].rounds for name in policies]
+    shown = [np.flatnonzero(rounds.text == text)[:_TIMELINE_ROUNDS] for rounds in tables]
+    arms = sorted({arm for rounds, mine in zip(tables, shown, strict=True) for arm in rounds.arm[mine].tolist()})
     palette = dict(zip(arms, [_BLUE, _GREEN, _ORANGE, _RED, "#cc79a7", "#0072b2", "#f0e442", _GREY] * 9, strict=False))
-    for row, name in enumerate(policies):
-        rounds = comparison.results[name].rounds
-        mine = rounds.text == text
-        ends = np.cumsum(rounds.latency_ms[mine])
+    for row, (rounds, mine) in enumerate(zip(tables, shown, strict=True)):
         widths = rounds.latency_ms[mine]
+        ends = np.cumsum(widths)
         axes.barh([row] * len(ends), widths, left=ends - widths, color=[palette[a] for a in rounds.arm[mine]], edgecolor="white")
         for end, width, emitted in zip(ends, widths, rounds.emitted[mine], strict=True):
             axes.text(end - width / 2, row, str(emitted), ha="center", va="center", fontsize=6)
@@ -105,7 +107,8 @@ def timeline(axes: "Axes", comparison: Comparison, policies: Sequence[str], text
     axes.set_yticks(range(len(policies)), policies, fontsize=8)
     axes.set_ylim(len(policies) + 0.1, -0.5)  # room for the legend below the last row
     axes.legend(fontsize=7, ncols=4, loc="lower right")
-    axes.set(xlabel="time (ms); numbers: tokens emitted", title=f"One text ({comparison.mode}, number {text})")
+    cut = f", first {_TIMELINE_ROUNDS} rounds" if max(map(len, shown)) == _TIMELINE_ROUNDS else ""
+    axes.set(xlabel="time (ms); numbers: tokens emitted", title=f"One text ({comparison.mode}, number {text}{cut})")
 
 
 def prediction(axes: "Axes", comparison: Comparison) -> None:

@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
         ProfileConfig, "profile", "Measure the forward latencies of a family on this device, in whole rounds of decoding."
     )
     config = cli.build(ProfileConfig, parser, cli.parse(parser, argv))
+    cli.check_file("output", config.output)
 
     from dispatch_rl.decoding.families import load_family
     from dispatch_rl.progress import progress_bar

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dispatch_rl.config import PromptConfig
-from dispatch_rl.decoding.families import first_line
-from dispatch_rl.errors import UserError
+from dispatch_rl.errors import UserError, first_line
 from dispatch_rl.progress import quiet_datasets
 
 # `datasets` takes most of a second to import, so it is imported where it is used.

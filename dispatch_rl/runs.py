@@ -50,13 +50,14 @@ class RunFolder:
                 raise UserError(f"name: {path} exists; choose another --name or give --overwrite=true")
         return run
 
-    def begin(self, config_yaml: str, device: str) -> None:
-        """Empty the folder and write the configuration, the command and the versions."""
+    def begin(self, config_yaml: str, device: str, features: Sequence[str], arms: Sequence[str]) -> None:
+        """Empty the folder and write the configuration, the command, the versions, and what policies see and choose from."""
         if self.path.exists():
             shutil.rmtree(self.path)
         write_atomically(self.config, config_yaml)
         write_atomically(self.path / "command.txt", " ".join(sys.argv) + "\n")
         write_json(self.path / "environment.json", environment(device))
+        write_json(self.interface, {"features": list(features), "arms": list(arms)})
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -74,6 +75,11 @@ class RunFolder:
     def config(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.yaml"
+
+    @property
+    def interface(self) -> Path:
+        """Names of the features that the policies of the run see, and of the arms that they choose from."""
+        return self.path / "interface.json"
 
     @property
     def best_policy(self) -> Path:
@@ -100,6 +106,21 @@ class RunFolder:
         """Tables and figures in one page."""
         return self.path / "report.html"
 
+    def check_interface(self, features: Sequence[str], arms: Sequence[str]) -> None:
+        """Refuse policies of the run where they would see or choose something else.
+
+        Raises:
+            UserError: Naming what differs.
+        """
+        try:
+            there = json.loads(self.interface.read_text(encoding="utf-8"))
+            mine = {"features": list(features), "arms": list(arms)}
+            different = [key for key, names in mine.items() if there[key] != names]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.interface}: it cannot be read, so what the run's policies choose from is not known") from error
+        if different:
+            raise UserError(f"{self.path}: its policies were made for other {' and '.join(different)} than this configuration's")
+
     def checkpoint(self, step: int) -> Path:
         """Return where the policy after ``step`` rounds is kept."""
         return self.path / "checkpoints" / f"step-{step}" / "policy.safetensors"
@@ -113,13 +134,20 @@ class RunFolder:
         """Forget the metrics of later steps than ``step``."""
         if self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-            write_atomically(self.metrics, "".join(line + "\n" for line in kept))
+            write_atomically(self.metrics, "".join(line + "\n" for line in lines if _step_of(line) <= step))
 
     def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to the metrics."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line of metrics; a line that a kill cut off is behind all steps."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def environment(device: str) -> dict[str, str]:

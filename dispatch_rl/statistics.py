@@ -1,5 +1,6 @@
 """Ratios of sums and their bootstrap intervals."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _RESAMPLES = 10_000
+_BLOCK = 1 << 21
+"""Items drawn at a time, over all resamples."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,16 @@ class Interval:
 
 def ratio_of_sums(numerators: Floats, denominators: Floats, seed: int) -> Interval:
     """Return ``sum(numerators) / sum(denominators)`` with a percentile bootstrap over the items (prompts)."""
-    picks = _picks(len(numerators), seed)
-    ratios = numerators[picks].sum(1) / denominators[picks].sum(1)
-    return _interval(float(numerators.sum() / denominators.sum()), ratios)
+    return ratios_of_sums(numerators[None], denominators, seed)[0]
+
+
+def ratios_of_sums(numerators: Floats, denominators: Floats, seed: int) -> list[Interval]:
+    """Return the ratio of sums of every row of ``numerators [rows, items]``; all rows are resampled alike."""
+    values = np.concatenate([numerators, denominators[None]]).T
+    sums = np.concatenate([counts @ values for counts in _resampled_counts(len(denominators), seed)])
+    low, high = np.quantile(sums[:, :-1] / sums[:, -1:], [0.025, 0.975], axis=0)
+    exact = numerators.sum(axis=1) / denominators.sum()
+    return [Interval(*map(float, bounds)) for bounds in zip(exact, low, high, strict=True)]
 
 
 def paired_difference(a: Floats, b: Floats, denominators: Floats, seed: int) -> Interval:
@@ -31,10 +41,11 @@ def paired_difference(a: Floats, b: Floats, denominators: Floats, seed: int) -> 
     return ratio_of_sums(a - b, denominators, seed)
 
 
-def _picks(items: int, seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(items, size=(_RESAMPLES, items))
-
-
-def _interval(value: float, resampled: Floats) -> Interval:
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
+def _resampled_counts(items: int, seed: int) -> Iterator[Floats]:
+    """Yield how often each item is drawn in each resample ``[resamples, items]``, a block at a time."""
+    rng = np.random.default_rng(seed)
+    block = max(1, min(_RESAMPLES, _BLOCK // items))
+    for begin in range(0, _RESAMPLES, block):
+        rows = min(block, _RESAMPLES - begin)
+        picks = rng.integers(items, size=(rows, items)) + items * np.arange(rows)[:, None]
+        yield np.bincount(picks.ravel(), minlength=rows * items).reshape(rows, items).astype(np.float64)

@@ -81,7 +81,10 @@ def check(config: TrainConfig) -> None:
         students = tuple(config.family.students)
         arms = ArmTable(config.arm_list())
         arms.check_students(students)
-        ThresholdPolicy.from_config(config.threshold, students, arms)
+        if ThresholdPolicy.is_possible(config.threshold, students, arms):
+            ThresholdPolicy.from_config(config.threshold, students, arms)
+        if not config.live:
+            config.recording.check_arms(arms)
     elif not config.replay.traces.exists():
         raise UserError(f"replay.traces: there is no recording {config.replay.traces}")
     if config.replay.profile is not None and not config.replay.profile.is_file():
@@ -115,18 +118,25 @@ class Training:
             self.family = load_family(config.family) if self.source is None else self.source.family
             print(self.family.describe())
         env, features, tally, validate = self._prepare_live() if config.live else self._prepare_replay()
-        initial = self._initial_policy(len(features), env.action_space.n)  # type: ignore[attr-defined]
+        names = [feature.name for feature in features]
+        initial = self._initial_policy(names, tally.arms)
         if config_yaml is not None:
-            self.folder.begin(config_yaml, "replay" if self.family is None else self.family.device_name())
+            self.folder.begin(config_yaml, "replay" if self.family is None else self.family.device_name(), names, tally.arms)
         learned = self._learn(env, features, tally, validate, initial)
         evaluate_run(self.folder, config, learned, self.family, self.source)
 
     def _prepare_replay(self) -> "tuple[VecEnv, tuple[Feature, ...], Tally, Validate]":
+        from dispatch_rl.contest import check_decodable
         from dispatch_rl.envs.replay_vector import ReplayVecEnv, ReplayVectorEnv
         from dispatch_rl.replay.running import replay
 
         assert self.source is not None
-        world, validation = self.source.world("train"), self.source.world("validation")
+        world, validation, test = (self.source.world(part) for part in ("train", "validation", "test"))
+        for part in (validation, test):
+            if (part.traces.students, part.features) != (world.traces.students, world.features):
+                raise UserError(f"replay.traces: {part.traces.source} has other students or columns than {world.traces.source}")
+        if self.family is not None and self.config.evaluation.prompts:
+            check_decodable(test.traces, self.family)
         env = ReplayVectorEnv(self.config.num_envs, self.config, world=world)
         traces = world.traces
         print(f"{traces.num_texts} texts, {traces.num_positions} tokens, from {traces.source}; {world.profile.device}")
@@ -155,15 +165,16 @@ class Training:
 
         return DummyVecEnv([lambda: Monitor(env)]), env.features, Tally([arm.name for arm in env.arms]), latency_ms
 
-    def _initial_policy(self, num_features: int, num_actions: int) -> "NetworkPolicy | None":
+    def _initial_policy(self, features: list[str], arms: list[str]) -> "NetworkPolicy | None":
         from dispatch_rl.policies.network import NetworkPolicy
         from dispatch_rl.runs import RunFolder
 
         if self.config.init is None:
             return None
-        path = RunFolder.open(self.config.init).best_policy
+        other = RunFolder.open(self.config.init)
+        other.check_interface(features, arms)
+        path = other.best_policy
         policy = NetworkPolicy.load(path)
-        policy.check_fits(num_features, num_actions, path)
         if policy.widths != tuple(self.config.ppo.net_arch):
             raise UserError(f"ppo.net_arch: {list(self.config.ppo.net_arch)} is not that of {path}, {list(policy.widths)}")
         return policy

@@ -135,6 +135,8 @@ class LiveDecodingEnv(gym.Env[Observation, np.int64]):
         return self.session.observation(), self._info(None)
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        if not self.action_space.contains(action):
+            raise gym.error.InvalidAction(f"{action!r} is not in 0 ... {len(self.arms) - 1}")
         record = self.session.step(self.arms[int(action)])
         return self.session.observation(), self.reward(record), self.session.finished, False, self._info(record)
 

@@ -89,9 +89,9 @@ class ReplayDecodingEnv(gym.Env[Observation, np.int64]):
         super().reset(seed=seed)
         text = int(self.np_random.choice(self.world.texts))
         if options and "prompt" in options:
-            text = int(options["prompt"])
-            if text not in self.world.texts:
-                raise UserError(f"options['prompt']: {text} is not a text with anything to decide; there are {len(self.world.texts)}")
+            text = options["prompt"]
+            if not isinstance(text, int | np.integer) or text not in self.world.texts:
+                raise UserError(f"options['prompt']: {text!r} is no text with anything to decide; there are {len(self.world.texts)}")
         if self._episode is None:
             self._episode = Episodes(self.world, 1)
         self._episode.restart(np.array([0]), np.array([text]))
@@ -101,6 +101,8 @@ class ReplayDecodingEnv(gym.Env[Observation, np.int64]):
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         if self._episode is None or self._finished:
             raise gym.error.ResetNeeded("call reset() before step()")
+        if not self.action_space.contains(action):
+            raise gym.error.InvalidAction(f"{action!r} is not in 0 ... {len(self.arms) - 1}")
         record = self._episode.record(0, int(action))
         self.rounds.append(record)
         step = self._episode.step(np.array([action]))

@@ -62,6 +62,8 @@ class ReplayVectorEnv(gym.vector.VectorEnv[Observations, Ints, NDArray[Any]]):
         return self.episodes.observations(), {}
 
     def step(self, actions: Ints) -> tuple[Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        if actions.min() < 0 or actions.max() >= len(self.world.arms):
+            raise gym.error.InvalidAction(f"{actions.min()} or {actions.max()} is not in 0 ... {len(self.world.arms) - 1}")
         step = self.episodes.step(actions)
         self.tally.add(actions, step)
         observations = self.episodes.observations()

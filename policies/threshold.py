@@ -32,6 +32,11 @@ class ThresholdPolicy(Policy):
         self.actions = tuple(actions)
         self._entropy_index = entropy_index
 
+    @staticmethod
+    def is_possible(config: ThresholdConfig, students: Sequence[str], arms: ArmTable) -> bool:
+        """Return whether there is a student to choose, or whether one is asked for."""
+        return config.students is not None or any(arm.student in students for arm in arms)
+
     @classmethod
     def from_config(cls, config: ThresholdConfig, students: Sequence[str], arms: ArmTable) -> "ThresholdPolicy":
         """Build the policy over the first arm of each of its students.

@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from dispatch_rl import bench, cli, doctor, evaluate, train
+from dispatch_rl import bench, calibrate, cli, doctor, evaluate, profile, record, train
 from dispatch_rl.config import TrainConfig
 from dispatch_rl.errors import UserError
 from tests.families import qwen2, tokenizer
@@ -16,7 +16,7 @@ from tests.families import qwen2, tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["train", "evaluate", "record", "profile", "calibrate", "bench decode", "bench replay", "doctor", "pocket", "pocket.card"]
 
-Main = Callable[[list[str]], None]
+Main = Callable[[Sequence[str]], None]
 
 
 def fails(main: Main, argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -132,6 +132,25 @@ def test_bad_configurations_are_one_line(text: str, expected: str, tmp_path: Pat
     line = fails(train.main, [f"--config={tmp_path}/config.yaml", f"--runs={tmp_path}/runs"], capsys)
     assert expected in line
     assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("main", "options", "expected"),
+    [
+        (profile.main, ["--output={folder}"], "output: {folder} is a folder; give the name of a file"),
+        (calibrate.main, ["--json={folder}"], "json: {folder} is a folder; give the name of a file"),
+        (record.main, ["--output={file}", "--part=test", "--num_prompts=1"], "{file}"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(
+    main: Main, options: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder where a file should be, and a file where a folder should be."""
+    (tmp_path / "file").touch()
+    places = {"folder": tmp_path, "file": tmp_path / "file"}
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(main, [option.format(**places) for option in options])
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {expected.format(**places)}")
 
 
 def test_a_missing_configuration_file_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

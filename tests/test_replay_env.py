@@ -123,8 +123,25 @@ def test_a_text_that_is_not_there_is_refused(world: ReplayWorld) -> None:
     env = ReplayDecodingEnv(world=world, reward=REWARD)
     with pytest.raises(gym.error.ResetNeeded):
         env.step(0)
-    with pytest.raises(UserError, match=r"options\['prompt'\]: 999 is not a text"):
+    with pytest.raises(UserError, match=r"options\['prompt'\]: 999 is no text"):
         env.reset(options={"prompt": 999})
+    with pytest.raises(UserError, match=r"options\['prompt'\]: 'a' is no text"):
+        env.reset(options={"prompt": "a"})
+
+
+@pytest.mark.parametrize("action", [-1, len(ARMS)])
+def test_an_action_that_is_no_arm_is_refused(world: ReplayWorld, action: int) -> None:
+    """Alone and among others, before anything has moved."""
+    env = ReplayDecodingEnv(world=world, reward=REWARD)
+    env.reset(seed=0)
+    with pytest.raises(gym.error.InvalidAction, match=rf"{action} is not in 0 \.\.\. {len(ARMS) - 1}"):
+        env.step(action)
+    assert env.rounds == []
+    vector = ReplayVectorEnv(3, world=world, reward=REWARD)
+    before, _ = vector.reset(seed=0)
+    with pytest.raises(gym.error.InvalidAction):
+        vector.step(np.array([0, action, 0]))
+    np.testing.assert_array_equal(vector.episodes.observations(), before)
 
 
 def test_ppo_learns_a_world_whose_best_arm_is_visible(tmp_path: Path) -> None:

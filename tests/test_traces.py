@@ -152,7 +152,8 @@ def test_parts_of_a_folder_are_its_folders(tmp_path: Path) -> None:
         ([{**ROW, "accepted_b": [1, 2, 3]}], "the lists of 'accepted_b' are not as long as those of the columns before it"),
         ([{**ROW, "entropy": [1.0]}], "the lists of 'entropy' are not as long as"),
         ([{**ROW, "accepted_b": [1, None, 3, 0]}], "the column 'accepted_b' has gaps"),
-        ([ROW, {**ROW, "accepted_b": None}], "the lists of 'accepted_b' are not as long as"),
+        ([ROW, {**ROW, "accepted_b": None}], "the column 'accepted_b' has gaps"),
+        ([{"accepted_lookup": [1, 0]}], "a student cannot be called 'lookup', which is an arm of its own; rename its columns"),
         ([{**ROW, "margin": [1.0, 2.0, NAN, 1.0]}], "the column 'margin' holds NaN"),
         ([{**ROW, "accepted_b": [1, -1, 3, 0]}], "the column 'accepted_b' holds -1"),
         ([{**ROW, "accepted_b": [1, 0.5, 3, 0]}], "the column 'accepted_b' holds lists of double, not of whole numbers"),
@@ -170,6 +171,13 @@ def test_columns_that_do_not_fit_are_refused(tmp_path: Path, form: str, rows: li
     """The line names the recording and the column."""
     path = write_traces(tmp_path / f"mine{form}", rows)
     assert told(path).startswith(f"{path}: {message}")
+
+
+def test_the_name_of_a_file_is_no_pattern(tmp_path: Path) -> None:
+    """``mine[1].jsonl`` is not ``mine1.jsonl``."""
+    for form in (".jsonl", ".parquet"):
+        write_traces(tmp_path / f"mine1{form}", [ROW] * 3)
+        assert load_traces(write_traces(tmp_path / f"mine[1]{form}", [ROW])).num_texts == 1
 
 
 def test_files_that_are_no_recording_are_refused(tmp_path: Path) -> None:
@@ -231,10 +239,10 @@ def test_arms_that_were_not_recorded_are_refused(tmp_path: Path) -> None:
     """Longer than any recorded draft, without the columns of prompt lookup, of an unknown student, or without a latency."""
     path = tmp_path / "mine"
     for arm, message in (
-        (Arm("a", 3), f"arms: 'a-3' drafts 3 tokens; {path} was recorded for at most 2 (recording.max_draft_length)"),
+        (Arm("a", 3), f"arms: 'a-3' drafts 3 tokens; {path} knows of at most 2; lower draft_length or the arm's own"),
         (Arm(LOOKUP, 1), f"arms: 'lookup-1' needs prompt lookup, which {path} does not hold; leave it out"),
         (Arm("c", 1), f"arms: the recording {path} has no student 'c'; it has a"),
-        (Arm("a", 2), "profile: it has no model 'a'; there are target, b"),
+        (Arm("a", 2), "replay.profile: it has no model 'a'; there are target, b"),
     ):
         with pytest.raises(UserError) as caught:
             made_up_world(path, [{"accepted_a": [0, 2, 1]}], [arm], made_up_profile(b=1))

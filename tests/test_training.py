@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ SMALL_DQN = [
     "--dqn.learning_starts=64",
     "--dqn.batch_size=32",
     "--dqn.buffer_size=400",
+    "--dqn.exploration_final_eps=0.9",  # so that a lost share of random arms would show at once
 ]
 SHORT = ["--prompts.max_new_tokens=24", "--evaluation.prompts=3", "--validate_every=128"]
 SMALL_DATA = ["train_prompts=12", "validation_prompts=4", "test_prompts=4", "shard_size=8", "max_draft_length=8"]
@@ -188,6 +190,22 @@ def test_a_replayed_policy_is_fine_tuned_live(home: Path, trained: Path) -> None
     assert set(rows_of(run, "live")) == (BASELINES | FIXED) - {"best fixed arm", "threshold, tuned"}
 
 
+def test_a_policy_for_other_arms_is_no_start(home: Path, trained: Path) -> None:
+    """As many arms in another order would be taken for one another."""
+    names = ["medium", "small", "large", "lookup"]
+    arms = json.dumps([*({"student": name, "length": 5} for name in names), {"student": "none"}])
+    with pytest.raises(UserError, match=r"short: its policies were made for other arms than this configuration's"):
+        start(home, "swapped", *SMALL_PPO, f"--init={trained}", f"--arms={arms}")
+    assert not (home / "runs" / "swapped").exists()
+
+
+def test_arms_longer_than_what_is_to_be_recorded_are_refused_at_once(home: Path) -> None:
+    """Before anything is recorded or measured."""
+    with pytest.raises(UserError, match=r"arms: 'small-9' drafts 9 tokens, more than recording\.max_draft_length, 8"):
+        start(home, "long", *SMALL_PPO, "--draft_length=9", f"--replay.cache={home}/untouched")
+    assert not (home / "untouched").exists()
+
+
 def test_a_second_family_needs_a_configuration_file_and_no_code(tmp_path: Path, other_folder: Path) -> None:
     """Other architectures, sizes, vocabulary and number of students record, train and evaluate from YAML alone."""
     config = {
@@ -209,15 +227,52 @@ def test_a_second_family_needs_a_configuration_file_and_no_code(tmp_path: Path, 
     assert {"always tiny-3", "always twin-3", "threshold", "learned"} <= set(rows)
 
 
+Lines = list[dict[str, Any]]
+
+
+def from_elsewhere(folder: Path, lines: Lines, **costs_ms: float) -> list[str]:
+    """Write traces and a table of costs and return the options that train on them."""
+    (folder / "traces.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    models = {name: ForwardLatency((1,), (1,), ((cost,),)) for name, cost in {"target": 10.0, **costs_ms}.items()}
+    Profile("theirs", "none", models).write(folder / "costs.json")
+    files = [f"--replay.traces={folder}/traces.jsonl", f"--replay.profile={folder}/costs.json", f"--runs={folder}/runs"]
+    return [*files, *SMALL_PPO, "--validate_every=256"]
+
+
 def test_traces_from_elsewhere_train_without_any_model(tmp_path: Path) -> None:
-    """Accepted lengths of two drafters and a table of costs: no tokens, no entropies, no family."""
+    """Accepted lengths of two drafters and a table of costs: no tokens, no entropies, no family. The tenth texts have short drafts only."""
     rng = np.random.default_rng(0)
-    lines = [{f"accepted_{name}": rng.integers(6, size=50).tolist() for name in ("ngram", "eagle")} for _ in range(40)]
-    (tmp_path / "traces.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    costs = {"target": 10.0, "ngram": 0.1, "eagle": 1.0}
-    Profile("theirs", "none", {name: ForwardLatency((1,), (1,), ((cost,),)) for name, cost in costs.items()}).write(tmp_path / "costs.json")
-    files = [f"--replay.traces={tmp_path}/traces.jsonl", f"--replay.profile={tmp_path}/costs.json", f"--runs={tmp_path}/runs"]
-    train.main([*files, *SMALL_PPO, "--evaluation.prompts=0", "--validate_every=256"])
+    most = [3 if i % 10 == 9 else 6 for i in range(40)]
+    lines = [{f"accepted_{name}": rng.integers(high, size=50).tolist() for name in ("ngram", "eagle")} for high in most]
+    train.main([*from_elsewhere(tmp_path, lines, ngram=0.1, eagle=1.0), "--evaluation.prompts=0"])
     rows = rows_of(tmp_path / "runs" / "pocket", "replay")
     assert {"always ngram-5", "always eagle-5", "UCB1", "learned", "oracle"} <= set(rows)
     assert "threshold" not in rows
+
+
+WHOLE: dict[str, Any] = {"prompt": [5, 6], "path": [1, 2, 3], "limit": 9, "seed": 0, "temperature": 0.6, "top_k": None, "top_p": None}
+SEEN = {"entropy": [0.1] * 3, "top1_probability": [0.9] * 3, "margin": [1.0] * 3}
+LOOKED_UP = {"lookup_match": [0] * 3, "lookup_drafted": [0] * 3, "lookup_accepted": [0] * 3}
+MATCHES = {f"match_{name}": [True, False, True] for name in ("small", "medium", "large")}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"accepted_small": [5, 0, 0]}, "lacks prompt, path, limit, seed, temperature, top_k, top_p, entropy, lookup_accepted"),
+        ({**WHOLE, **SEEN, **MATCHES}, "lacks lookup_accepted, lookup_drafted, lookup_match, so its texts cannot be decoded live"),
+        ({**WHOLE, **SEEN, **LOOKED_UP, **MATCHES}, "begins at position 0, not behind the token that reading the prompt emits"),
+    ],
+)
+def test_what_cannot_be_decoded_live_is_refused_before_training(tmp_path: Path, line: dict[str, Any], message: str) -> None:
+    """One line, and no run."""
+    with pytest.raises(UserError, match=f"evaluation.prompts: {tmp_path}/traces.jsonl {message}"):
+        train.main([*from_elsewhere(tmp_path, [line] * 10, small=1.0, medium=2.0, large=3.0), "--evaluation.prompts=2"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_too_few_texts_for_three_parts_are_refused_before_training(tmp_path: Path) -> None:
+    """The tenth text is the first of the test part."""
+    with pytest.raises(UserError, match="the recording holds no test texts"):
+        train.main([*from_elsewhere(tmp_path, [{"accepted_a": [5, 0, 0]}] * 9, a=1.0), "--evaluation.prompts=0"])
+    assert not (tmp_path / "runs").exists()

@@ -152,6 +152,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the benchmark and print its table."""
     parser = cli.make_parser(DecodeBenchConfig, "bench decode", DecodeBenchConfig.__doc__ or "")
     config = cli.build(DecodeBenchConfig, parser, cli.parse(parser, argv))
+    cli.check_file("json", config.json)
     rows = bench_decode(config)
     ours = rows[0]
     print(f"{ours['num_prompts']} held-out prompts, {ours['num_emitted_tokens']} tokens, greedy, {ours['device']}; prefill included")

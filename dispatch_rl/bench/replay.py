@@ -233,6 +233,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the benchmark and print what it found."""
     parser = cli.make_parser(ReplayBenchConfig, "bench replay", ReplayBenchConfig.__doc__ or "")
     config = cli.build(ReplayBenchConfig, parser, cli.parse(parser, argv))
+    cli.check_file("json", config.json)
     row = bench_replay(config)
     print(f"{row['num_tokens']} made-up tokens, written and loaded in {row['loading_seconds']:.1f} s; single and vectorised steps agree")
     print(f"bare steps        {row['steps_per_second'] / 1e6:7.2f} million per second ({config.num_envs} texts side by side, one thread)")

@@ -1,8 +1,10 @@
 """How traces are recorded and latencies measured. Imports nothing heavy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dispatch_rl.decoding.arms import Arm
 from dispatch_rl.errors import UserError
 
 
@@ -33,6 +35,19 @@ class RecordingConfig:
             raise UserError(f"recording.max_draft_length: {self.max_draft_length} is more than 255")
         if self.threads is not None and self.threads < 1:
             raise UserError(f"recording.threads: {self.threads} is not at least 1")
+
+    def check_arms(self, arms: Sequence[Arm]) -> None:
+        """Refuse arms that draft more than is recorded.
+
+        Raises:
+            UserError: Naming the arm.
+        """
+        for arm in arms:
+            if arm.length > self.max_draft_length:
+                raise UserError(
+                    f"arms: '{arm.name}' drafts {arm.length} tokens, more than recording.max_draft_length, {self.max_draft_length}; "
+                    "lower draft_length or the arm's own, or raise it"
+                )
 
 
 @dataclass(frozen=True)

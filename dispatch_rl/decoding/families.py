@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from dispatch_rl.config import FamilyConfig, ModelSource
 from dispatch_rl.decoding.models import CachedModel
-from dispatch_rl.errors import UserError
+from dispatch_rl.errors import UserError, first_line
 
 PROBE = "def f(x):\n    return x + 12345  # naïve…\n\nProblem: 7 * 8 = 56.\n\tДа, 你好!"
 """Text whose tokens must agree between tokenizers, and which must survive encoding and decoding."""
@@ -163,11 +163,6 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"family.device: '{name}' is not to be had here: {first_line(error)}") from error
     return device
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an exception says, shortened to one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _loading(key: str, source: ModelSource, load: Callable[..., T], **options: Any) -> T:

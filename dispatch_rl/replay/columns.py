@@ -34,6 +34,8 @@ class Columns:
             raise UserError(f"{self.path}: the column '{name}' is missing; there are {', '.join(self.table.column_names)}")
         column = self.table.column(name)
         self._check_type(name, column.type, dtype)
+        if column.null_count:
+            raise UserError(f"{self.path}: the column '{name}' has gaps")
         lengths = self._list_lengths(column)
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         if self.offsets is None:

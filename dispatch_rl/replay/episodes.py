@@ -87,10 +87,15 @@ class Episodes:
         return {f"episodes{name}": getattr(self, name) for name in _STATE}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Go on from a :meth:`state`."""
+        """Go on from a :meth:`state`.
+
+        Raises:
+            ValueError: It is that of another number of episodes.
+        """
+        if len(state["episodes_text"]) != self.count:
+            raise ValueError(f"the state is that of {len(state['episodes_text'])} episodes, not of {self.count}")
         for name in _STATE:
             setattr(self, name, state[f"episodes{name}"].copy())
-        self._rows = np.arange(len(self._text))
 
     def step(self, actions: Ints) -> Step:
         """Do one round with the arm ``actions[i]`` in every episode."""

@@ -12,8 +12,9 @@ drafts of more than one token cost ``next_ms[j]`` for each token after the first
 given like a student; ``after`` may give the target's latencies behind the drafts of single students.
 """
 
+import difflib
 import json
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatch_rl.decoding.arms import LOOKUP
-from dispatch_rl.errors import UserError
+from dispatch_rl.errors import UserError, first_line
 
 VERSION = 1
 TARGET = "target"
+_LONGEST_MS = 1e9
+"""No forward pass takes longer; sums of more would lose digits."""
 
 Floats = NDArray[np.float64]
 
@@ -55,8 +58,8 @@ class ForwardLatency:
             if not grid or list(grid) != sorted(set(grid)) or grid[0] < 1 or not all(isinstance(point, int) for point in grid):
                 raise UserError(f"{name} must be whole numbers of at least 1 that rise")
         for name, values in (("median_ms", self.median_ms), ("next_ms", self.next_ms or ())):
-            if not np.isfinite(values).all() or np.min(values, initial=0) < 0:
-                raise UserError(f"{name} must be finite and not negative")
+            if not all(_is_time(value) for value in np.ravel(np.array(values, dtype=object))):
+                raise UserError(f"{name} must hold times of 0 to {_LONGEST_MS:g} ms")
 
     def at_contexts(self, longest: int) -> Floats:
         """Return the latencies of the grid's query lengths at every length of the text ``[queries, longest + 1]``."""
@@ -110,8 +113,17 @@ class Profile:
 
     def __post_init__(self) -> None:
         for name, value in (("overhead_ms", self.overhead_ms), ("token_ms", self.token_ms)):
-            if not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise UserError(f"{name} is {value!r}; it must be finite and not negative")
+            if not _is_time(value):
+                raise UserError(f"{name} is {value!r}; it must be a time of 0 to {_LONGEST_MS:g} ms")
+        for name, text in (("device", self.device), ("dtype", self.dtype)):
+            if not isinstance(text, str):
+                raise UserError(f"{name} is {text!r}; it must be a text")
+        if TARGET not in self.models:
+            raise UserError(f"models has no '{TARGET}'")
+        if not np.max(self.models[TARGET].median_ms) > 0:
+            raise UserError(f"models.{TARGET}: median_ms is 0 everywhere")
+        if strange := [name for name in self.after if name not in self.models]:
+            raise UserError(f"after.{strange[0]}: models has no '{strange[0]}'")
 
     def write(self, path: Path) -> None:
         """Write the profile as JSON."""
@@ -129,19 +141,17 @@ class Profile:
         if not path.is_file():
             raise UserError(f"profile: there is no file {path}")
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if values.pop("schema") != VERSION:
-                raise UserError(f"it is not written with schema {VERSION}")
-            models = {name: _forward_latency(name, entry) for name, entry in values.pop("models").items()}
-            after = {name: _forward_latency(name, entry) for name, entry in values.pop("after", {}).items()}
-            profile = cls(models=models, after=after, **values)
-            if TARGET not in models:
-                raise UserError(f"models has no '{TARGET}'")
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict) or values.get("schema") != VERSION:
+                raise UserError(f"it has no 'schema': {VERSION}")
+            sections = {name: _forward_latencies(name, values.get(name, {})) for name in ("models", "after")}
+            given: dict[str, Any] = {key: value for key, value in values.items() if key != "schema"} | sections
+            _check_keys(cls, given)
+            return cls(**given)
         except UserError as error:
             raise UserError(f"{path}: not a profile: {error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not a profile: {error!r}") from error
-        return profile
+        except ValueError as error:
+            raise UserError(f"{path}: not a profile: it is no JSON: {first_line(error)}") from error
 
     def check_fits(self, path: Path, family: str | None, device: str | None, dtype: str | None) -> None:
         """Refuse a profile of another family or device; None is not compared.
@@ -166,15 +176,39 @@ class Profile:
         if name == LOOKUP and name not in self.models:
             return ForwardLatency((1,), (1,), ((0.0,),))
         if name not in self.models:
-            raise UserError(f"profile: it has no model '{name}'; there are {', '.join(self.models)}")
+            raise UserError(f"replay.profile: it has no model '{name}'; there are {', '.join(self.models)}")
         return self.models[name]
 
 
-def _forward_latency(name: str, entry: dict[str, Any]) -> ForwardLatency:
-    try:
-        return ForwardLatency(**{key: _tuples(value) for key, value in entry.items()})
-    except (UserError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"models.{name}: {error}") from error
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LONGEST_MS
+
+
+def _check_keys(kind: type, values: dict[str, Any]) -> None:
+    """Refuse unknown and missing keys of a dataclass."""
+    known = {field.name: field.default is MISSING and field.default_factory is MISSING for field in fields(kind)}
+    if unknown := [key for key in values if key not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise UserError(f"unknown key '{unknown[0]}'" + (f"; did you mean {near[0]}?" if near else ""))
+    if missing := [key for key, needed in known.items() if needed and key not in values]:
+        raise UserError(f"'{missing[0]}' is missing")
+
+
+def _forward_latencies(section: str, entries: Any) -> dict[str, ForwardLatency]:
+    if not isinstance(entries, dict):
+        raise UserError(f"{section} must hold latencies by model")
+    found = {}
+    for name, entry in entries.items():
+        try:
+            if not isinstance(entry, dict):
+                raise UserError(f"it is {entry!r}, not queries, contexts and median_ms")
+            _check_keys(ForwardLatency, entry)
+            found[name] = ForwardLatency(**{key: _tuples(value) for key, value in entry.items()})
+        except UserError as error:
+            raise UserError(f"{section}.{name}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{section}.{name}: its values are not the lists of numbers that they should be") from error
+    return found
 
 
 def _tuples(value: Any) -> Any:

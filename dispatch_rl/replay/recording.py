@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,9 +91,11 @@ def record(
         UserError: Rejection sampling, a folder that holds another recording, or prompts that cannot be read.
     """
     check_sampling(recording.config.sampling)
-    _begin(recording, family)
     size = recording.settings.shard_size
     stream = prompts(recording.config.prompts, family, recording.part, recording.seed)
+    first = next(stream)  # where the prompts cannot be read, nothing is written
+    stream = chain([first], stream)
+    _begin(recording, family)
     with _threads(recording.settings.threads):
         for number in range(recording.num_shards):
             count = min(size, recording.num_prompts - number * size)

@@ -1,13 +1,15 @@
 """Reading recordings into flat arrays with offsets: position ``offsets[i] + t`` is token ``t`` of text ``i``."""
 
+import glob
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dispatch_rl.decoding.arms import RESERVED_NAMES
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
 from dispatch_rl.progress import quiet_datasets
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PARTS = ("train", "validation", "test")
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a damaged file may raise."""
 _FILES = {".parquet": "from_parquet", ".jsonl": "from_json", ".json": "from_json"}
 
 
@@ -116,6 +120,7 @@ def load_traces(path: Path, part: str | None = None) -> Traces:
     else:
         table = _read_foreign(path)
         metadata = TraceMetadata(_students_by_column(path, table.column_names))
+    metadata = replace(metadata, max_draft_length=metadata.max_draft_length or _longest_draft(path, table, metadata.students))
     if part is not None:
         table = table.take(_rows_of(part, table.num_rows))
     if table.num_rows == 0:
@@ -135,7 +140,7 @@ def _guarded(path: Path, read: Callable[[], T]) -> T:
     try:
         with quiet_datasets():
             return read()
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+    except (*_DAMAGE, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
         cause = error.__cause__ or error
         reason = (str(cause) or repr(cause)).splitlines()[0]
         raise UserError(f"{path}: the recording is damaged or cut off: {reason}") from error
@@ -179,14 +184,24 @@ def _read_foreign(path: Path) -> "pa.Table":
     if path.suffix not in _FILES:
         raise UserError(f"traces: {path} is neither a folder nor a {', '.join(_FILES)} file")
     reader = getattr(datasets.Dataset, _FILES[path.suffix])
-    return _guarded(path, lambda: reader(str(path)).data.table)
+    # The name of a file is a pattern to `datasets`.
+    return _guarded(path, lambda: reader(glob.escape(str(path))).data.table)
 
 
 def _students_by_column(path: Path, columns: Sequence[str]) -> tuple[str, ...]:
     names = [column.removeprefix(prefix) for column in columns for prefix in (MATCH, ACCEPTED) if column.startswith(prefix)]
     if not names:
         raise UserError(f"{path}: no column is called {MATCH}STUDENT or {ACCEPTED}STUDENT; there are {', '.join(columns)}")
+    if reserved := sorted({*names} & {*RESERVED_NAMES}):
+        raise UserError(f"{path}: a student cannot be called '{reserved[0]}', which is an arm of its own; rename its columns")
     return tuple(dict.fromkeys(names))
+
+
+def _longest_draft(path: Path, table: "pa.Table", students: Sequence[str]) -> int:
+    """Return how long drafts are known; where numbers of accepted tokens were recorded, the largest of them says it."""
+    columns = Columns(path, table)
+    counts = [columns.flat(ACCEPTED + name, np.uint8) for name in students if MATCH + name not in columns]
+    return max(1, *(int(count.max(initial=0)) for count in counts)) if counts else LONGEST_DRAFT
 
 
 def _flatten(path: Path, table: "pa.Table", metadata: TraceMetadata) -> Traces:
@@ -196,7 +211,6 @@ def _flatten(path: Path, table: "pa.Table", metadata: TraceMetadata) -> Traces:
     assert columns.offsets is not None
     offsets = columns.offsets
     accepted = {name: runs(matches[name], offsets) if name in matches else counts[name] for name in metadata.students}
-    longest = LONGEST_DRAFT if not counts else max(1, *(int(c.max(initial=0)) for c in counts.values()))
     names = [*POSITION_FLOATS, *(f"{key}_{name}" for name in metadata.students for key in POSITION_FLOATS[:2])]
     prompt_lengths = columns.lengths("prompt")
     lookup = all(name in columns for name in LOOKUP_COLUMNS)
@@ -205,7 +219,7 @@ def _flatten(path: Path, table: "pa.Table", metadata: TraceMetadata) -> Traces:
         students=metadata.students,
         family=metadata.family,
         first_position=metadata.first_position,
-        max_draft_length=longest if metadata.max_draft_length is None else metadata.max_draft_length,
+        max_draft_length=metadata.max_draft_length or LONGEST_DRAFT,
         context_limits=metadata.context_limits or {},
         offsets=offsets,
         prompt_lengths=prompt_lengths,

@@ -164,8 +164,8 @@ def _check(traces: Traces, arms: Sequence) -> None:  # type: ignore[type-arg]
             raise UserError(f"arms: the recording {traces.source} has no student '{arm.student}'; it has {', '.join(traces.students)}")
         if arm.length > traces.max_draft_length:
             raise UserError(
-                f"arms: '{arm.name}' drafts {arm.length} tokens; {traces.source} was recorded for at most {traces.max_draft_length} "
-                "(recording.max_draft_length)"
+                f"arms: '{arm.name}' drafts {arm.length} tokens; {traces.source} knows of at most {traces.max_draft_length}; "
+                "lower draft_length or the arm's own"
             )
 
 
