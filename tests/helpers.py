@@ -1,11 +1,29 @@
 """What several tests measure with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 import torch
 from scipy.stats import chi2
 from torch import Tensor
 
 FALSE_ALARM = 1e-6
 """How often a statistical test would be red by chance; seeds are fixed, so the chance is taken once."""
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where kernels are tested: compiled on a GPU, else in Triton's interpreter."""
+needs_gpu = pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Fill what ``torch.empty`` returns with NaN, or the largest integer, so that what a kernel forgets to write is seen."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def assert_no_worse_than_torch(ours: Tensor, torch_result: Tensor, exact: Tensor, factor: float = 2) -> None:

@@ -21,7 +21,7 @@ BESIDE = ("configs", "envs", "kernels", "policies")
 COMMANDS = {"train", "evaluate", "record", "profile", "calibrate", "doctor", "pocket.__main__", "pocket.card"}
 BASE = {"errors", "config"}
 MAY_IMPORT = {
-    "kernels": set(),
+    "kernels": {"kernels"},
     "errors": set(),
     "cli": {"errors"},
     "config": {"errors", "decoding", "config"},
