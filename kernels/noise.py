@@ -53,7 +53,7 @@ def philox(counter: Tensor, key: tuple[int | Tensor, int | Tensor]) -> Tensor:
     return torch.stack([x0, x1, x2, x3])
 
 
-def uniform(seed: int | Tensor, positions: Tensor, vocab: int, stream: Stream, draw: int = 0) -> Tensor:
+def uniform(seed: int | Tensor, positions: Tensor, vocab: int, stream: Stream, draw: int | Tensor = 0) -> Tensor:
     """Return float32 numbers in (0, 1) ``[positions, vocab]``.
 
     Args:
@@ -61,7 +61,7 @@ def uniform(seed: int | Tensor, positions: Tensor, vocab: int, stream: Stream, d
         positions: Positions in the sequence, int64 ``[positions]``.
         vocab: Number of tokens.
         stream: What the numbers are for.
-        draw: Separates repeated draws at one position.
+        draw: Separates repeated draws at one position; a number or a tensor of one.
     """
     blocks = torch.arange((vocab + 3) // 4, device=positions.device)
     counter = torch.zeros((4, len(positions), len(blocks)), dtype=torch.int64, device=positions.device)
@@ -72,6 +72,6 @@ def uniform(seed: int | Tensor, positions: Tensor, vocab: int, stream: Stream, d
     return ((words.to(torch.float32) + 0.5) * 2.0**-32).clamp_(max=1 - 2.0**-24)
 
 
-def gumbel(seed: int | Tensor, positions: Tensor, vocab: int, stream: Stream = Stream.TOKEN, draw: int = 0) -> Tensor:
+def gumbel(seed: int | Tensor, positions: Tensor, vocab: int, stream: Stream = Stream.TOKEN, draw: int | Tensor = 0) -> Tensor:
     """Return standard Gumbel noise in float32 ``[positions, vocab]``; arguments as for :func:`uniform`."""
     return -torch.log(-torch.log1p(-uniform(seed, positions, vocab, stream, draw)))

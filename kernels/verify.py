@@ -5,11 +5,127 @@ temperature, top-k and top-p. Row ``i`` of the target's logits is its prediction
 after a draft that stands whole.
 """
 
+from typing import Literal, NamedTuple
+
 import torch
 from torch import Tensor
 
+from dispatch_rl.kernels.entropy import RowStatistics, entropy
+from dispatch_rl.kernels.noise import Stream, gumbel, uniform
 
-def shape(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+HEADER = 3
+"""Integers that :class:`Verified` begins with."""
+
+
+class Rule(NamedTuple):
+    """How drafts are judged; a captured graph keeps its rule."""
+
+    method: Literal["greedy", "coupled", "rejection"] = "greedy"
+    """Whether the target's likeliest token is taken, its sample under Gumbel coupling, or rejection sampling is done."""
+    top_k: int | None = None
+    """Keep the k likeliest tokens; None keeps all."""
+    top_p: float | None = None
+    """Keep the likeliest tokens up to this probability; None keeps all."""
+
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens are excluded."""
+        return self.top_k is not None or (self.top_p is not None and self.top_p < 1)
+
+
+class Turn(NamedTuple):
+    """What differs from round to round: tensors of one number on the device, so that a captured graph reads them anew."""
+
+    seed: Tensor
+    """Seed of the noise, its 64 bits held in int64."""
+    position: Tensor
+    """Position of the first draft token, int64."""
+    draw: Tensor
+    """Number of the round, int64."""
+    num_drafted: Tensor
+    """Number of draft tokens, int64."""
+    temperature: Tensor
+    """Divides the logits, float32."""
+
+
+class Verified(NamedTuple):
+    """What :func:`verify` finds, in one piece, so that one copy brings it to the host."""
+
+    packed: Tensor
+    """int64 ``[3 + 3 rows]``: accepted, following, arm, the argmaxes, and the bits of the other statistics, two to an integer."""
+
+    @property
+    def accepted(self) -> Tensor:
+        """Number of leading draft tokens that stand ``[]``."""
+        return self.packed[0]
+
+    @property
+    def following(self) -> Tensor:
+        """The token that follows them ``[]``."""
+        return self.packed[1]
+
+    @property
+    def arm(self) -> Tensor:
+        """Where :func:`dispatch_rl.kernels.dispatch.dispatch` puts the next arm ``[]``."""
+        return self.packed[2]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return (len(self.packed) - HEADER) // 3
+
+    @property
+    def statistics(self) -> RowStatistics:
+        """The statistics of every row of logits, before temperature."""
+        entropy_nats, top1_probability, margin, logsumexp = self.packed[HEADER + self.rows :].view(torch.float32).view(4, -1).unbind(0)
+        return RowStatistics(entropy_nats, top1_probability, margin, self.packed[HEADER : HEADER + self.rows], logsumexp)
+
+
+def verify(logits: Tensor, drafted: Tensor, turn: Turn, rule: Rule, q_draft: Tensor | None = None) -> Verified:
+    """Judge a draft by the target's logits without leaving the device.
+
+    Args:
+        logits: The target's predictions for the draft's positions and the one behind ``[rows, vocab]``.
+        drafted: Draft tokens ``[rows - 1]``; those from ``turn.num_drafted`` on are filling, and so are the rows behind that.
+        turn: Seed, position, round, draft length and temperature.
+        rule: How drafts are judged.
+        q_draft: Probabilities that the tokens were drawn from ``[rows - 1, vocab]``; None unless rejection sampling.
+    """
+    rows = torch.arange(len(logits), device=logits.device)
+    if rule.method == "greedy":
+        chosen = logits.float().argmax(-1)
+    else:
+        shaped = shape(logits, turn.temperature, rule.top_k, rule.top_p)
+        if rule.method == "rejection":
+            assert q_draft is not None
+            return _packed(*_reject(shaped.softmax(-1), q_draft, drafted, turn, rows), entropy(logits))
+        chosen = (shaped + gumbel(turn.seed.expand(len(rows)), turn.position + rows, logits.shape[1])).argmax(-1)
+    accepted = leading((chosen[:-1] == drafted) & (rows[:-1] < turn.num_drafted))
+    return _packed(accepted, chosen.index_select(0, accepted.view(1)), entropy(logits))
+
+
+def _reject(p_target: Tensor, q_draft: Tensor, drafted: Tensor, turn: Turn, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what :func:`verify_rejection` does, with its random numbers drawn here."""
+    seed, positions, vocab = turn.seed.expand(len(rows)), turn.position + rows, p_target.shape[1]
+    uniforms = uniform(seed, positions, 1, Stream.ACCEPT, turn.draw)[:-1, 0]
+    p, q = (table.gather(1, drafted[:, None])[:, 0] for table in (p_target[:-1], q_draft))
+    accepted = leading((uniforms * q < p) & (rows[:-1] < turn.num_drafted))
+    row = accepted.view(1)
+    rest = p_target.index_select(0, row)
+    q_rest = torch.cat([q_draft, torch.zeros_like(rest)]).index_select(0, row)
+    residual = (rest - q_rest.where(accepted < turn.num_drafted, 0)).clamp(min=0)
+    rest = torch.where(residual.sum() > 0, residual, rest)
+    noise = gumbel(turn.seed.expand(1), turn.position + row, vocab, Stream.RESIDUAL, turn.draw)
+    return accepted, (rest.log() + noise).argmax(-1)
+
+
+def _packed(accepted: Tensor, following: Tensor, found: RowStatistics) -> Verified:
+    numbers = torch.stack([found.entropy_nats, found.top1_probability, found.margin, found.logsumexp])
+    header = [accepted.view(1), following.view(1), torch.zeros_like(following).view(1)]
+    return Verified(torch.cat([*header, found.argmax, numbers.flatten().view(torch.int64)]))
+
+
+def shape(logits: Tensor, temperature: float | Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
     """Return ``logits [rows, vocab]`` in float32 after temperature, top-k and top-p; excluded tokens become ``-inf``.
 
     The order and the treatment of ties are those of transformers' logits warpers: every token as likely as the k-th stays, and

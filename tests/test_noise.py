@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.stats import kstest
 
+from dispatch_rl.kernels import noise_triton
 from dispatch_rl.kernels.noise import Stream, gumbel, philox, uniform
-from tests.helpers import FALSE_ALARM, chi_square
+from tests.helpers import DEVICE, FALSE_ALARM, chi_square, poisoned
 
 TWO_32 = 2**32
 SEEDS = (0, 7, TWO_32, TWO_32 + 7, 0x299F31D0A4093822, 2**64 - 1)
@@ -67,6 +68,19 @@ def test_the_layout_is_the_documented_one(seed: int, stream: Stream) -> None:
         found = uniform(seed, torch.tensor(positions), vocab, stream, draw)
         assert found.dtype == torch.float32
         assert found.tolist() == [[plain_uniform(seed, p, token, stream, draw) for token in range(vocab)] for p in positions]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("stream", Stream)
+def test_the_kernels_uniforms_are_the_references(seed: int, stream: Stream) -> None:
+    """To the bit, for every stream, large seeds, positions and draws, and vocabularies that are no multiple of four."""
+    positions, signed = torch.tensor([0, 5, 131_071, TWO_32 - 1]), seed - 2**64 if seed >= 2**63 else seed
+    for vocab, draw in ((1, 0), (11, 900_001), (2_039, 3)):
+        with poisoned():
+            found = noise_triton.uniform(
+                torch.tensor(signed, device=DEVICE), positions.to(DEVICE), vocab, stream, torch.tensor(draw, device=DEVICE)
+            )
+        assert torch.equal(found.cpu(), uniform(seed, positions, vocab, stream, draw))
 
 
 def test_numbers_do_not_depend_on_what_else_is_asked_for() -> None:

@@ -1,0 +1,45 @@
+"""One call of every operation on small inputs, as the tests of compilation and of graph capture make them."""
+
+from collections.abc import Callable
+
+import torch
+
+from dispatch_rl.kernels import entropy_triton, noise_triton, verify_triton
+from dispatch_rl.kernels.noise import Stream
+from dispatch_rl.kernels.verify import Rule, Turn
+
+ROWS, VOCAB = 6, 152_064
+
+
+def turn(device: torch.device, num_drafted: int = ROWS - 1, seed: int = 7, temperature: float = 0.7) -> Turn:
+    """Return a turn on ``device``."""
+    integers = torch.tensor([seed, 11, 3, num_drafted], device=device)
+    return Turn(*integers.unbind(0), torch.tensor(temperature, device=device))
+
+
+def _entropy(rows: int, dtype: torch.dtype) -> None:
+    entropy_triton.entropy(torch.zeros(rows, VOCAB, dtype=dtype))
+
+
+def _verify(rule: Rule) -> None:
+    logits, drafted = torch.zeros(ROWS, VOCAB, dtype=torch.bfloat16), torch.zeros(ROWS - 1, dtype=torch.int64)
+    q_draft = torch.full((ROWS - 1, VOCAB), 1 / VOCAB) if rule.method == "rejection" else None
+    verify_triton.verify(logits, drafted, turn(logits.device), rule, q_draft)
+
+
+def _uniform() -> None:
+    one = torch.tensor(1)
+    noise_triton.uniform(one, torch.arange(3), 64, Stream.TOKEN, one)
+
+
+CALLS: dict[str, Callable[[], None]] = {
+    "uniform": _uniform,
+    "entropy of few rows": lambda: _entropy(ROWS, torch.bfloat16),
+    "entropy of many rows": lambda: _entropy(entropy_triton.MANY_ROWS, torch.bfloat16),
+    "entropy of many rows in float32": lambda: _entropy(entropy_triton.MANY_ROWS, torch.float32),
+    "verify greedy": lambda: _verify(Rule()),
+    "verify coupled": lambda: _verify(Rule("coupled")),
+    "verify coupled with filters": lambda: _verify(Rule("coupled", 50, 0.9)),
+    "verify rejection": lambda: _verify(Rule("rejection")),
+    "verify rejection with filters": lambda: _verify(Rule("rejection", 50, 0.9)),
+}
