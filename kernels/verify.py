@@ -89,7 +89,8 @@ def verify(logits: Tensor, drafted: Tensor, turn: Turn, rule: Rule, q_draft: Ten
         drafted: Draft tokens ``[rows - 1]``; those from ``turn.num_drafted`` on are filling, and so are the rows behind that.
         turn: Seed, position, round, draft length and temperature.
         rule: How drafts are judged.
-        q_draft: Probabilities that the tokens were drawn from ``[rows - 1, vocab]``; None unless rejection sampling.
+        q_draft: Probabilities that the tokens were drawn from ``[rows - 1, vocab]``; None without a draft and
+            unless rejection sampling.
     """
     rows = torch.arange(len(logits), device=logits.device)
     if rule.method == "greedy":
@@ -97,7 +98,7 @@ def verify(logits: Tensor, drafted: Tensor, turn: Turn, rule: Rule, q_draft: Ten
     else:
         shaped = shape(logits, turn.temperature, rule.top_k, rule.top_p)
         if rule.method == "rejection":
-            assert q_draft is not None
+            q_draft = shaped[:0] if q_draft is None else q_draft
             return _packed(*_reject(shaped.softmax(-1), q_draft, drafted, turn, rows), entropy(logits))
         chosen = (shaped + gumbel(turn.seed.expand(len(rows)), turn.position + rows, logits.shape[1])).argmax(-1)
     accepted = leading((chosen[:-1] == drafted) & (rows[:-1] < turn.num_drafted))

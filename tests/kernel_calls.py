@@ -1,12 +1,14 @@
 """One call of every operation on small inputs, as the tests of compilation and of graph capture make them."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
-from dispatch_rl.kernels import entropy_triton, noise_triton, verify_triton
+from dispatch_rl.kernels import dispatch_triton, entropy_triton, noise_triton, verify_triton
+from dispatch_rl.kernels.dispatch import FeatureRules, NetworkRule, TextState, ThresholdRule, network_rule, threshold_rule
 from dispatch_rl.kernels.noise import Stream
-from dispatch_rl.kernels.verify import Rule, Turn
+from dispatch_rl.kernels.verify import HEADER, Rule, Turn, Verified
 
 ROWS, VOCAB = 6, 152_064
 
@@ -27,6 +29,20 @@ def _verify(rule: Rule) -> None:
     verify_triton.verify(logits, drafted, turn(logits.device), rule, q_draft)
 
 
+def _dispatch(rule: NetworkRule | ThresholdRule) -> None:
+    integers = torch.zeros(64, dtype=torch.int64)
+    state = TextState(torch.zeros(13), integers, torch.tensor([20, 10, 60]), integers[:3])
+    rules = FeatureRules(torch.zeros(13), torch.ones(13), 0.8, 0.9)
+    found = Verified(torch.zeros(HEADER + 3 * ROWS, dtype=torch.int64))
+    dispatch_triton.dispatch(state, found, integers[: ROWS - 1], integers[: ROWS - 1], integers[0], rules, rule)
+
+
+def _largest_network() -> NetworkRule:
+    sizes = (13, 256, 256, 256, 5)
+    weights = [torch.zeros(out, into) for into, out in pairwise(sizes)]
+    return network_rule(torch.ones(13), weights, [torch.zeros(out) for out in sizes[1:]])
+
+
 def _uniform() -> None:
     one = torch.tensor(1)
     noise_triton.uniform(one, torch.arange(3), 64, Stream.TOKEN, one)
@@ -37,6 +53,8 @@ CALLS: dict[str, Callable[[], None]] = {
     "entropy of few rows": lambda: _entropy(ROWS, torch.bfloat16),
     "entropy of many rows": lambda: _entropy(entropy_triton.MANY_ROWS, torch.bfloat16),
     "entropy of many rows in float32": lambda: _entropy(entropy_triton.MANY_ROWS, torch.float32),
+    "dispatch by a network": lambda: _dispatch(_largest_network()),
+    "dispatch by thresholds": lambda: _dispatch(threshold_rule([0.4, 0.8], [0, 1, 2], torch.device("cpu"))),
     "verify greedy": lambda: _verify(Rule()),
     "verify coupled": lambda: _verify(Rule("coupled")),
     "verify coupled with filters": lambda: _verify(Rule("coupled", 50, 0.9)),

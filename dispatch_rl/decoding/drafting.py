@@ -1,14 +1,30 @@
 """What turns logits into tokens under one :class:`Sampling`, and judges drafts by it."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from dispatch_rl.decoding.sampling import Sampling
+from dispatch_rl.kernels.entropy import RowStatistics
 from dispatch_rl.kernels.noise import Stream, gumbel, uniform
+from dispatch_rl.kernels.operations import operations
 from dispatch_rl.kernels.verify import shape, verify_exact, verify_rejection
 
 _NOISE_BLOCK = 1 << 17
 """Noise is made for about this many (position, token) pairs at a time."""
+
+
+class Verdict(NamedTuple):
+    """What the target makes of a draft."""
+
+    accepted: int
+    """Number of accepted tokens."""
+    following: int
+    """The token that follows them."""
+    statistics: Callable[[int], RowStatistics]
+    """Returns the statistics of the first so many rows of the target's logits."""
 
 
 class Sampler:
@@ -18,6 +34,7 @@ class Sampler:
         self.sampling = sampling
         self.vocab = vocab
         self.device = device
+        self._operations = operations(device)
         self._block: Tensor | None = None
         self._block_start = 0
 
@@ -35,7 +52,7 @@ class Sampler:
         noise = gumbel(self.sampling.seed, self._positions(position, 1), self.vocab, Stream.DRAFT, draw)
         return (shaped + noise).argmax(-1), shaped.softmax(-1)
 
-    def verify(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> tuple[int, int]:
+    def verify(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> Verdict:
         """Judge a draft by the target's ``logits [draft + 1, vocab]``.
 
         Args:
@@ -44,10 +61,11 @@ class Sampler:
             q_draft: Probabilities that the tokens were drawn from ``[draft, vocab]``; None unless rejection sampling.
             position: Position of the first draft token.
             draw: Number of the round.
-
-        Returns:
-            The number of accepted tokens and the token that follows them.
         """
+        judged = self._judged(logits, drafted, q_draft, position, draw)
+        return Verdict(*judged, lambda rows: self._operations.entropy(logits[:rows]))
+
+    def _judged(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> tuple[int, int]:
         if self.sampling.greedy:
             return verify_exact(logits, drafted)
         shaped, rows = self._shaped(logits), len(logits)

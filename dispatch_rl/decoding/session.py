@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
-from dispatch_rl.decoding.drafting import Sampler
+from dispatch_rl.decoding.device_sampling import make_sampler
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.features import FeatureTracker
 from dispatch_rl.decoding.lookup import LookupIndex
 from dispatch_rl.decoding.rounds import Round, arm_name
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
-from dispatch_rl.kernels.entropy import entropy
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class DecodingSession:
         self.prompt_length = len(prompt)
         self.rounds: list[Round] = []
         self.finish_reason: Literal["stop", "length"] | None = None
-        self._sampler = Sampler(sampling, family.vocab, family.device)
+        self._sampler = make_sampler(sampling, family.vocab, family.device)
         self._tracker = FeatureTracker(tuple(family.students))
         self._lookup = LookupIndex()
         self._draft: list[DraftToken] = []
@@ -130,11 +129,11 @@ class DecodingSession:
         last = torch.tensor(self.tokens[-1:], device=self.family.device)
         logits = self.family.target.forward(torch.cat([last, drafted]))
         q_draft = [d.q_draft for d in self._draft if d.q_draft is not None]
-        accepted, following = self._sampler.verify(
+        accepted, following, statistics = self._sampler.verify(
             logits, drafted, torch.cat(q_draft) if q_draft else None, len(self.tokens), len(self.rounds)
         )
         emitted = self._cut([*drafted[:accepted].tolist(), following])
-        seen = entropy(logits[: len(emitted)])
+        seen = statistics(len(emitted))
         entropies = seen.entropy_nats.tolist()
         verify_ms = 1000 * (perf_counter() - began)
 
@@ -178,8 +177,8 @@ class DecodingSession:
         self._claim_caches()
         self.tokens = list(prompt)
         logits = self.family.target.forward(torch.tensor(prompt, device=self.family.device), rows=1)
-        _, first = self._sampler.verify(logits, self.family.no_tokens, None, len(prompt), 0)
-        seen = entropy(logits)
+        _, first, statistics = self._sampler.verify(logits, self.family.no_tokens, None, len(prompt), 0)
+        seen = statistics(1)
         self._lookup.extend(prompt)
         self._tracker.start(float(seen.entropy_nats[0]), float(seen.top1_probability[0]), float(seen.margin[0]))
         self._commit([first], 0)

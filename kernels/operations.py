@@ -1,0 +1,43 @@
+"""The operations of a device: kernels on a GPU, their references everywhere else. Asked for once, when decoding begins."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from dispatch_rl.kernels import dispatch, entropy, verify
+from dispatch_rl.kernels.entropy import RowStatistics
+from dispatch_rl.kernels.verify import Verified
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What decoding does with logits, under the references' names and signatures."""
+
+    entropy: Callable[..., RowStatistics]
+    """:func:`dispatch_rl.kernels.entropy.entropy`."""
+    verify: Callable[..., Verified]
+    """:func:`dispatch_rl.kernels.verify.verify`."""
+    dispatch: Callable[..., Tensor]
+    """:func:`dispatch_rl.kernels.dispatch.dispatch`."""
+    compiled: bool
+    """Whether they are kernels, for which it pays to stay on the device."""
+
+
+def operations(device: torch.device) -> Operations:
+    """Return the operations of ``device``."""
+    return kernels() if device.type == "cuda" and find_spec("triton") is not None else REFERENCES
+
+
+@cache
+def kernels() -> Operations:
+    """Return the Triton kernels. Imports Triton, which is not everywhere."""
+    from dispatch_rl.kernels import dispatch_triton, entropy_triton, verify_triton
+
+    return Operations(entropy_triton.entropy, verify_triton.verify, dispatch_triton.dispatch, compiled=True)
+
+
+REFERENCES = Operations(entropy.entropy, verify.verify, dispatch.dispatch, compiled=False)

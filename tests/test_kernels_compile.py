@@ -1,0 +1,73 @@
+"""The kernels compile for the GPUs that are not here, and can be captured in a CUDA graph on the one that is."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dispatch_rl.kernels import entropy_triton, verify_triton
+from dispatch_rl.kernels.noise import gumbel
+from dispatch_rl.kernels.verify import Rule
+from tests.compile_kernels import CAPABILITIES
+from tests.helpers import DEVICE, needs_gpu
+from tests.kernel_calls import turn
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_MEMORY = 48 * 1024
+"""What a program gets on every GPU without asking (bytes)."""
+
+
+def test_every_kernel_compiles_for_ampere_hopper_and_blackwell(tmp_path: Path) -> None:
+    """In a process of its own, since here Triton may interpret; every kernel in ``kernels/`` is among them."""
+    env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.compile_kernels"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    compiled = json.loads(done.stdout)
+    assert all(kernel["shared"] <= SHARED_MEMORY for kernel in compiled)
+    launched = {name for path in (ROOT / "kernels").glob("*_triton.py") for name in re.findall(r"def (_\w+_kernel)\(", path.read_text())}
+    for capability in CAPABILITIES:
+        assert {kernel["kernel"] for kernel in compiled if kernel["capability"] == capability} == launched
+
+
+@needs_gpu
+@pytest.mark.parametrize("rule", [Rule(), Rule("coupled"), Rule("coupled", 40, 0.9), Rule("rejection")], ids=str)
+def test_a_captured_graph_reads_its_turn_anew(rule: Rule) -> None:
+    """Replayed with other logits, seed, position, draft length and temperature, a graph does what a launch does."""
+    logits, drafted = torch.randn(4, 50_257, device=DEVICE), torch.zeros(3, dtype=torch.int64, device=DEVICE)
+    q_draft = torch.rand(3, 50_257, device=DEVICE).softmax(-1) if rule.method == "rejection" else None
+    at = turn(DEVICE)
+    verify_triton.verify(logits, drafted, at, rule, q_draft)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = verify_triton.verify(logits, drafted, at, rule, q_draft)
+    for seed in range(5):
+        logits.normal_()
+        for value, new in zip(at, turn(DEVICE, seed % 4, seed, 0.5 + seed), strict=True):
+            value.copy_(new)
+        drafted.copy_((logits.float() / at.temperature + gumbel(seed, 11 + torch.arange(4, device=DEVICE), 50_257)).argmax(-1)[:-1])
+        graph.replay()
+        expected = verify_triton.verify(logits, drafted, at, rule, q_draft)
+        assert torch.equal(captured.packed[:2], expected.packed[:2])
+
+
+@needs_gpu
+def test_entropy_can_be_captured() -> None:
+    """Split rows, in a graph."""
+    logits = torch.randn(6, 152_064, device=DEVICE)
+    entropy_triton.entropy(logits)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = entropy_triton.entropy(logits)
+    logits.normal_()
+    graph.replay()
+    for ours, expected in zip(captured, entropy_triton.entropy(logits), strict=True):
+        assert torch.equal(ours, expected)
