@@ -14,7 +14,8 @@ from dispatch_rl.errors import UserError
 from tests.families import qwen2, tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["train", "evaluate", "record", "profile", "calibrate", "bench decode", "bench replay", "doctor", "pocket", "pocket.card"]
+COMMANDS = ["train", "evaluate", "record", "profile", "calibrate", "doctor", "pocket", "pocket.card"]
+COMMANDS += ["bench decode", "bench replay", "bench kernels"]
 
 Main = Callable[[Sequence[str]], None]
 
@@ -207,7 +208,7 @@ def test_evaluate_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_unknown_benchmarks_and_students_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """``bench`` names what there is."""
-    assert "there are decode, replay" in fails(bench.main, ["sorting"], capsys)
+    assert "there are decode, replay, kernels" in fails(bench.main, ["sorting"], capsys)
     assert "the family has no 'huge'" in fails(bench.main, ["decode", "--student=huge"], capsys)
 
 

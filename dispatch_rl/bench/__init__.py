@@ -8,6 +8,7 @@ from dispatch_rl.errors import UserError
 BENCHMARKS = {
     "decode": "fixed student against transformers' assisted generation",
     "replay": "steps per second in replay, and PPO on it against PPO on an environment that does nothing",
+    "kernels": "the kernels against torch, torch.compile and the memory's bandwidth; needs a GPU",
 }
 
 
