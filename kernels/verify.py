@@ -47,6 +47,12 @@ class Turn(NamedTuple):
     temperature: Tensor
     """Divides the logits, float32."""
 
+    @classmethod
+    def of(cls, integers: Tensor, temperature: Tensor) -> "Turn":
+        """Return the turn whose first four numbers are ``integers [4]``, as views of them."""
+        seed, position, draw, num_drafted = integers.unbind(0)
+        return cls(seed, position, draw, num_drafted, temperature)
+
 
 class Verified(NamedTuple):
     """What :func:`verify` finds, in one piece, so that one copy brings it to the host."""

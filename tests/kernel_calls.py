@@ -16,7 +16,7 @@ ROWS, VOCAB = 6, 152_064
 def turn(device: torch.device, num_drafted: int = ROWS - 1, seed: int = 7, temperature: float = 0.7) -> Turn:
     """Return a turn on ``device``."""
     integers = torch.tensor([seed, 11, 3, num_drafted], device=device)
-    return Turn(*integers.unbind(0), torch.tensor(temperature, device=device))
+    return Turn.of(integers, torch.tensor(temperature, device=device))
 
 
 def _entropy(rows: int, dtype: torch.dtype) -> None:

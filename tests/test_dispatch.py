@@ -1,5 +1,7 @@
 """Dispatch on the device does what the host does: the feature tracker, prompt lookup and the policies, round by round."""
 
+# mypy: disable-error-code="import-untyped, untyped-decorator"
+
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,8 +84,8 @@ def make_policy(widths: tuple[int, ...], seed: int = 0) -> NetworkPolicy:
     """Return a random network over the features with five arms."""
     rng, table = np.random.default_rng(seed), feature_table(STUDENTS)
     sizes = (len(table), *widths, 5)
-    weights = [(rng.normal(size=(out, into)) / np.sqrt(into)).astype(np.float32) for into, out in pairwise(sizes)]
-    biases = [rng.normal(size=out).astype(np.float32) / 4 for out in sizes[1:]]
+    weights = [rng.normal(scale=into**-0.5, size=(out, into)).astype(np.float32) for into, out in pairwise(sizes)]
+    biases = [rng.normal(scale=0.25, size=out).astype(np.float32) for out in sizes[1:]]
     return NetworkPolicy(np.array([f.scale for f in table], dtype=np.float32), weights, biases)
 
 

@@ -124,7 +124,7 @@ def chain_case(kernels: Operations, logits: Tensor) -> Case:
 
 def make_turn(device: torch.device, num_drafted: int) -> Turn:
     """Return a turn at temperature 0.7."""
-    return Turn(*torch.tensor([7, _CONTEXT, 3, num_drafted], device=device).unbind(0), torch.tensor(0.7, device=device))
+    return Turn.of(torch.tensor([7, _CONTEXT, 3, num_drafted], device=device), torch.tensor(0.7, device=device))
 
 
 def make_state(device: torch.device) -> TextState:

@@ -26,7 +26,7 @@ class DeviceSampler(Sampler):
         # int64 holds the seed's 64 bits.
         seed = sampling.seed - 2**64 if sampling.seed >= 2**63 else sampling.seed
         integers = torch.tensor([seed, 0, 0, 0], device=device)
-        self._turn = Turn(*integers.unbind(0), torch.tensor(sampling.temperature, device=device))
+        self._turn = Turn.of(integers, torch.tensor(sampling.temperature, device=device))
         self._no_tokens = torch.empty(0, dtype=torch.int64, device=device)
         self._report = torch.empty(0, dtype=torch.int64)
 
