@@ -58,8 +58,9 @@ def test_a_round_is_told_by_one_copy(pocket: Family, monkeypatch: pytest.MonkeyP
     logits = torch.randn(4, pocket.vocab)
     drafted = torch.cat([sampler.draft(logits[i : i + 1], 9 + i, 0)[0] for i in range(3)])
     assert copies == []
-    verdict = sampler.verify(logits, drafted, None, 9, 0)
-    assert (verdict.accepted, len(copies)) == (3, 1)
+    accepted, _ = sampler.verify(logits, drafted, None, 9, 0)
+    assert sampler.statistics(logits, accepted + 1).entropy_nats.shape == (4,)
+    assert (accepted, len(copies)) == (3, 1)
 
 
 def test_the_device_decides_who_samples(monkeypatch: pytest.MonkeyPatch) -> None:

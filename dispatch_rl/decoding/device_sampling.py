@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dispatch_rl.decoding.drafting import Sampler, Verdict
+from dispatch_rl.decoding.drafting import Sampler
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.kernels.entropy import RowStatistics
 from dispatch_rl.kernels.operations import Operations, operations
@@ -29,15 +29,20 @@ class DeviceSampler(Sampler):
         self._turn = Turn.of(integers, torch.tensor(sampling.temperature, device=device))
         self._no_tokens = torch.empty(0, dtype=torch.int64, device=device)
         self._report = torch.empty(0, dtype=torch.int64)
+        self._told = Verified(self._report)
 
     def draft(self, logits: Tensor, position: int, draw: int) -> tuple[Tensor, Tensor | None]:
         if self._rule.method == "rejection":
             return super().draft(logits, position, draw)
         return self._verified(logits, self._no_tokens, None, position, draw).following.view(1), None
 
-    def verify(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> Verdict:
-        told = self._to_host(self._verified(logits, drafted, q_draft, position, draw))
-        return Verdict(int(told.accepted), int(told.following), lambda rows: RowStatistics(*(value[:rows] for value in told.statistics)))
+    def verify(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> tuple[int, int]:
+        self._told = self._to_host(self._verified(logits, drafted, q_draft, position, draw))
+        return int(self._told.accepted), int(self._told.following)
+
+    def statistics(self, logits: Tensor, rows: int) -> RowStatistics:
+        """Return what verification found on its way; the logits are not read again."""
+        return RowStatistics(*(value[:rows] for value in self._told.statistics))
 
     def _verified(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> Verified:
         self._turn.position.fill_(position)

@@ -1,8 +1,5 @@
 """What turns logits into tokens under one :class:`Sampling`, and judges drafts by it."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -14,17 +11,6 @@ from dispatch_rl.kernels.verify import shape, verify_exact, verify_rejection
 
 _NOISE_BLOCK = 1 << 17
 """Noise is made for about this many (position, token) pairs at a time."""
-
-
-class Verdict(NamedTuple):
-    """What the target makes of a draft."""
-
-    accepted: int
-    """Number of accepted tokens."""
-    following: int
-    """The token that follows them."""
-    statistics: Callable[[int], RowStatistics]
-    """Returns the statistics of the first so many rows of the target's logits."""
 
 
 class Sampler:
@@ -52,7 +38,7 @@ class Sampler:
         noise = gumbel(self.sampling.seed, self._positions(position, 1), self.vocab, Stream.DRAFT, draw)
         return (shaped + noise).argmax(-1), shaped.softmax(-1)
 
-    def verify(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> Verdict:
+    def verify(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> tuple[int, int]:
         """Judge a draft by the target's ``logits [draft + 1, vocab]``.
 
         Args:
@@ -61,11 +47,10 @@ class Sampler:
             q_draft: Probabilities that the tokens were drawn from ``[draft, vocab]``; None unless rejection sampling.
             position: Position of the first draft token.
             draw: Number of the round.
-        """
-        judged = self._judged(logits, drafted, q_draft, position, draw)
-        return Verdict(*judged, lambda rows: self._operations.entropy(logits[:rows]))
 
-    def _judged(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> tuple[int, int]:
+        Returns:
+            The number of accepted tokens and the token that follows them.
+        """
         if self.sampling.greedy:
             return verify_exact(logits, drafted)
         shaped, rows = self._shaped(logits), len(logits)
@@ -76,6 +61,10 @@ class Sampler:
         noise = gumbel(self.sampling.seed, positions, self.vocab, Stream.RESIDUAL, draw)
         q_draft = logits.new_empty((0, self.vocab)) if q_draft is None else q_draft
         return verify_rejection(shaped.softmax(-1), q_draft, drafted, accept, noise)
+
+    def statistics(self, logits: Tensor, rows: int) -> RowStatistics:
+        """Return the statistics of the first ``rows`` of the ``logits`` that were verified last."""
+        return self._operations.entropy(logits[:rows])
 
     def one_hot(self, token: Tensor) -> Tensor | None:
         """Return what a student without probabilities drew ``token [1]`` from; None unless rejection sampling."""

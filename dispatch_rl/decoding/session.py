@@ -129,11 +129,11 @@ class DecodingSession:
         last = torch.tensor(self.tokens[-1:], device=self.family.device)
         logits = self.family.target.forward(torch.cat([last, drafted]))
         q_draft = [d.q_draft for d in self._draft if d.q_draft is not None]
-        accepted, following, statistics = self._sampler.verify(
+        accepted, following = self._sampler.verify(
             logits, drafted, torch.cat(q_draft) if q_draft else None, len(self.tokens), len(self.rounds)
         )
         emitted = self._cut([*drafted[:accepted].tolist(), following])
-        seen = statistics(len(emitted))
+        seen = self._sampler.statistics(logits, len(emitted))
         entropies = seen.entropy_nats.tolist()
         verify_ms = 1000 * (perf_counter() - began)
 
@@ -177,8 +177,8 @@ class DecodingSession:
         self._claim_caches()
         self.tokens = list(prompt)
         logits = self.family.target.forward(torch.tensor(prompt, device=self.family.device), rows=1)
-        _, first, statistics = self._sampler.verify(logits, self.family.no_tokens, None, len(prompt), 0)
-        seen = statistics(1)
+        _, first = self._sampler.verify(logits, self.family.no_tokens, None, len(prompt), 0)
+        seen = self._sampler.statistics(logits, 1)
         self._lookup.extend(prompt)
         self._tracker.start(float(seen.entropy_nats[0]), float(seen.top1_probability[0]), float(seen.margin[0]))
         self._commit([first], 0)
