@@ -1,5 +1,6 @@
 """A learned policy: a small network in numpy, read from safetensors."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class NetworkPolicy(Policy):
             self._tensors |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
         self._weights: list[Array] = [weights[0] / scale, *weights[1:]]
         self._biases = list(biases)
+        self._hidden = list(zip(self._weights[:-1], self._biases[:-1], strict=True))
 
     def layers(self) -> tuple[list[Array], list[Array]]:
         """Return the matrices ``[out, in]``, for scaled features, and the vectors ``[out]``."""
@@ -65,17 +67,26 @@ class NetworkPolicy(Policy):
     def logits(self, observation: Array) -> Array:
         """Return the unnormalised log-probabilities of the arms ``[actions]``."""
         x: Array = observation
-        for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
-            x = np.tanh(weight @ x + bias)
-        result: Array = self._weights[-1] @ x + self._biases[-1]
+        # In place, and by `dot`, which for a vector costs half of what `@` does: nothing but calls takes time here.
+        for weight, bias in self._hidden:
+            x = weight.dot(x)
+            x += bias
+            np.tanh(x, out=x)
+        result: Array = self._weights[-1].dot(x)
+        result += self._biases[-1]
         return result
 
     def __call__(self, observation: Array) -> int:
-        return int(self.logits(observation).argmax())
+        logits = self.logits(observation)
+        action = int(logits.argmax())
+        # The argmax of an array with a NaN is the NaN.
+        if math.isnan(logits[action]):
+            raise ValueError("the policy's logits are not numbers")
+        return action
 
     def batch(self, observations: Array) -> Actions:
         x: Array = observations
-        for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
+        for weight, bias in self._hidden:
             x = np.tanh(x @ weight.T + bias)
         actions: Actions = (x @ self._weights[-1].T + self._biases[-1]).argmax(axis=1)
         return actions

