@@ -1,6 +1,7 @@
 """Learned dispatch for speculative decoding."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import register
 
@@ -18,3 +19,22 @@ register(
     entry_point="dispatch_rl.envs.replay:ReplayDecodingEnv",
     vector_entry_point="dispatch_rl.envs.replay_vector:ReplayVectorEnv",
 )
+
+if TYPE_CHECKING:
+    from dispatch_rl.runtime.custom_generate import dispatched
+    from dispatch_rl.runtime.decoder import AdaptiveDecoder
+
+__all__ = ["AdaptiveDecoder", "dispatched"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch only when it is asked for."""
+    if name == "AdaptiveDecoder":
+        from dispatch_rl.runtime.decoder import AdaptiveDecoder
+
+        return AdaptiveDecoder
+    if name == "dispatched":
+        from dispatch_rl.runtime.custom_generate import dispatched
+
+        return dispatched
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

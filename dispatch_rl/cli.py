@@ -7,8 +7,9 @@ ones, and options win over files wherever they stand. Imports nothing heavy, so 
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -69,7 +70,8 @@ def make_parser(config_class: type, command: str, description: str) -> Parser:
 
 def parse(parser: Parser, argv: Sequence[str]) -> Namespace:
     """Parse ``argv`` into a namespace of plain values."""
-    namespace: Namespace = parser.parse_args(_normalised(argv))
+    switches = {name for action in parser._actions if getattr(action, "_typehint", None) is bool for name in action.option_strings}
+    namespace: Namespace = parser.parse_args(_normalised(_switched_on(argv, switches)))
     return namespace
 
 
@@ -114,7 +116,14 @@ def _short(message: str) -> str:
     return re.sub(r"\s+", " ", " ".join(kept))[:600]
 
 
-def _normalised(argv: Sequence[str]) -> list[str]:
+def _switched_on(argv: Sequence[str], switches: Collection[str]) -> Iterator[str]:
+    """Yield ``argv`` with ``=true`` behind every one of ``switches`` that stands without a value."""
+    for word, after in zip_longest(argv, argv[1:], fillvalue=""):
+        bare = word in switches and after.lower() not in ("true", "false", "yes", "no")
+        yield f"{word}=true" if bare else word
+
+
+def _normalised(argv: Iterable[str]) -> list[str]:
     """Move ``--config`` to the front, write ``-`` in option names as ``_`` and ``None`` as ``null``."""
     files: list[str] = []
     rest: list[str] = []

@@ -1,7 +1,7 @@
 """A learned policy: a small network in numpy, read from safetensors."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ class NetworkPolicy(Policy):
 
     def __init__(self, scale: Array, weights: Sequence[Array], biases: Sequence[Array]) -> None:
         # The scale goes into the first matrix, so that a decision is nothing but products and tanh.
+        # In float32, lest one vector of integers turn every product into float64.
+        scale = scale.astype(np.float32)
         self._tensors = {"scale": scale}
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             self._tensors |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
@@ -93,7 +95,7 @@ class NetworkPolicy(Policy):
 
     def save(self, path: Path) -> None:
         """Write the policy to a safetensors file."""
-        save_file({key: np.ascontiguousarray(tensor) for key, tensor in self._tensors.items()}, path)
+        save_file(self.tensors(), path)
 
     @classmethod
     def load(cls, path: Path) -> "NetworkPolicy":
@@ -103,15 +105,36 @@ class NetworkPolicy(Policy):
             UserError: The file is missing, corrupt, incomplete or holds numbers that are not finite.
         """
         try:
-            tensors = load_file(path)
-            layers = range(sum(key.endswith(".weight") for key in tensors))
-            policy = cls(
-                tensors["scale"],
-                [tensors[f"layers.{i}.weight"] for i in layers],
-                [tensors[f"layers.{i}.bias"] for i in layers],
-            )
-        except (OSError, SafetensorError, KeyError, IndexError) as error:
+            return cls.from_tensors(load_file(path))
+        except (OSError, SafetensorError, UserError) as error:
             raise UserError(f"{path}: not a policy that can be read: {error}") from error
-        if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-            raise UserError(f"{path}: the policy holds numbers that are not finite")
-        return policy
+
+    def tensors(self) -> dict[str, Array]:
+        """Return all that the policy is made of, by the names in its file."""
+        return {key: np.ascontiguousarray(tensor) for key, tensor in self._tensors.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Array]) -> "NetworkPolicy":
+        """Return the policy that :meth:`tensors` came from.
+
+        Raises:
+            UserError: A tensor is missing, too many, of another shape or type than its neighbours call for, or not finite.
+        """
+        layers = range(sum(key.endswith(".weight") for key in tensors))
+        names = ["scale", *(f"layers.{i}.{part}" for i in layers for part in ("weight", "bias"))]
+        if set(tensors) != set(names) or not layers:
+            raise UserError(f"its tensors are {', '.join(sorted(tensors)) or 'none'}; a network has {', '.join(names)}")
+        for name, tensor in tensors.items():
+            if tensor.dtype != np.float32 and name != "scale":
+                raise UserError(f"{name} is {tensor.dtype}, not float32")
+            if not np.isfinite(tensor).all():
+                raise UserError(f"{name} holds numbers that are not finite")
+        if tensors["scale"].ndim != 1 or not (tensors["scale"] > 0).all():
+            raise UserError("scale is not a vector of numbers above 0")
+        weights, biases = ([tensors[f"layers.{i}.{part}"] for i in layers] for part in ("weight", "bias"))
+        width = len(tensors["scale"])
+        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            if weight.ndim != 2 or bias.shape != weight.shape[:1] or weight.shape[1] != width or not len(bias):
+                raise UserError(f"layers.{i} has weights {weight.shape} and biases {bias.shape} behind {width} inputs")
+            width = len(bias)
+        return cls(tensors["scale"], weights, biases)

@@ -79,27 +79,32 @@ class Family:
         return text
 
 
-def load_family(config: FamilyConfig) -> Family:
+def load_family(config: FamilyConfig, target: PreTrainedModel | None = None) -> Family:
     """Load the models of ``config``.
+
+    Args:
+        config: Where they are.
+        target: The target, if it is loaded already: the students go to its device, and the number of threads stays as it is.
 
     Raises:
         UserError: A folder is missing, a file is corrupt or incomplete, or a tokenizer differs.
     """
-    if config.threads is not None:
+    if config.threads is not None and target is None:
         torch.set_num_threads(config.threads)
-    device = find_device(config.device)
+    device = find_device(config.device) if target is None else target.device
     with _no_progress_bars():
-        return _load(config, device)
+        return _load(config, device, target)
 
 
-def _load(config: FamilyConfig, device: torch.device) -> Family:
+def _load(config: FamilyConfig, device: torch.device, loaded: PreTrainedModel | None) -> Family:
     tokenizer = _load_tokenizer("family.target", config.target)
     if tokenizer.decode(tokenizer(PROBE, add_special_tokens=False)["input_ids"], clean_up_tokenization_spaces=False) != PROBE:
         raise UserError(f"family.target: the tokenizer of {config.target.path} does not give a text back as it was")
     sources = {f"family.students.{name}": source for name, source in config.students.items()}
     for key, source in sources.items():
         _check_tokenizer(key, tokenizer, _load_tokenizer(key, source))
-    models = {key: _load_model(key, source, config, device) for key, source in {"family.target": config.target, **sources}.items()}
+    models = {"family.target": _load_model("family.target", config.target, config, device) if loaded is None else loaded}
+    models |= {key: _load_model(key, source, config, device) for key, source in sources.items()}
     vocab = min(model.config.vocab_size for model in models.values())
     target, *students = (CachedModel(model, vocab) for model in models.values())
     return Family(

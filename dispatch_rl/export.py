@@ -1,0 +1,146 @@
+"""Export a policy of a run: ``python -m dispatch_rl.export runs/pocket --output bundle``."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dispatch_rl import __version__, cli
+from dispatch_rl.config import TrainConfig
+from dispatch_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from dispatch_rl.decoding.arms import ArmTable
+    from dispatch_rl.decoding.families import Family
+    from dispatch_rl.policies.base import Policy
+    from dispatch_rl.runs import RunFolder
+    from dispatch_rl.runtime.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export of a run, and where to."""
+
+    output: Path = Path("bundle")
+    """Folder to write to."""
+    policy: str = "learned"
+    """learned; threshold (as configured); tuned (thresholds that were best on the validation texts); best_fixed (the arm that was); or an
+    arm by name, as small-5 or none."""
+    overwrite: bool = False
+    """Replace a bundle that is there."""
+
+
+def policy_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family", arms: "ArmTable") -> "tuple[str, Policy]":
+    """Return a policy of a run and its name in tables.
+
+    Raises:
+        UserError: There is none of that name, or it does not fit the family.
+    """
+    from dispatch_rl.contestants import BEST_FIXED, LEARNED, THRESHOLD, TUNED, contestants, fixed_name
+    from dispatch_rl.decoding.features import feature_table
+    from dispatch_rl.policies.fixed import FixedPolicy
+    from dispatch_rl.policies.network import NetworkPolicy
+    from dispatch_rl.progress import progress_bar
+    from dispatch_rl.replay.sources import open_replay
+
+    students = tuple(family.students)
+    features = feature_table(students)
+    actions = {arm.name: action for action, arm in enumerate(arms)}
+    if name in actions:
+        return fixed_name(arms[actions[name]]), FixedPolicy(actions[name])
+    if name == LEARNED:
+        learned = NetworkPolicy.load(run.best_policy)
+        learned.check_fits(len(features), len(arms), run.best_policy)
+        return LEARNED, learned
+    compared = {"threshold": THRESHOLD, "tuned": TUNED, "best_fixed": BEST_FIXED}
+    if name not in compared:
+        raise UserError(f"policy: there is no '{name}'; there are {', '.join([LEARNED, *compared, *actions])}")
+    validation = None if name == "threshold" else open_replay(config, family, progress_bar).world("validation")
+    return compared[name], contestants(config, students, arms, features, None, validation)[compared[name]]
+
+
+def bundle_of(run: "RunFolder", config: TrainConfig, name: str) -> "Bundle":
+    """Return the bundle of a policy of a run.
+
+    Raises:
+        UserError: The run has no such policy, or was trained on a recording from elsewhere.
+    """
+    from dispatch_rl.comparison import ORACLE, TARGET_ALONE
+    from dispatch_rl.contestants import BEST_FIXED, LEARNED, THRESHOLD
+    from dispatch_rl.decoding.arms import ArmTable
+    from dispatch_rl.decoding.families import load_family
+    from dispatch_rl.replay.fingerprint import family_fingerprint
+    from dispatch_rl.runs import environment
+    from dispatch_rl.runtime.bundle import Bundle
+
+    if config.replay.traces is not None and not config.live:
+        raise UserError(
+            f"{run.config}: replay.traces: the arms are those of {config.replay.traces}, not of the family, so they cannot decode"
+        )
+    family = load_family(config.family)
+    arms = ArmTable(config.arm_list())
+    arms.check_students(tuple(family.students))
+    called, policy = policy_of(run, config, name, family, arms)
+    rows = json.loads(run.evaluation.read_text(encoding="utf-8")) if run.evaluation.is_file() else []
+    told = (called, TARGET_ALONE, THRESHOLD, BEST_FIXED, ORACLE)
+    return Bundle(
+        name=config.name,
+        policy_name=called,
+        policy=policy,
+        arms=arms,
+        family=config.family,
+        fingerprint=family_fingerprint(family),
+        sampling=config.sampling,
+        training=training_summary(run, config) if called == LEARNED else {},
+        evaluation=[row for row in rows if row["policy"] in told],
+        versions={"dispatch-rl": __version__, **environment(family.device_name())},
+    )
+
+
+def training_summary(run: "RunFolder", config: TrainConfig) -> dict[str, Any]:
+    """Return how the learned policy of a run was made."""
+    lines = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []
+    rows = [json.loads(line) for line in lines]
+    validated = [row["validation_latency_ms_per_token"] for row in rows if "validation_latency_ms_per_token" in row]
+    return {
+        "env": config.env,
+        "algo": config.algo,
+        "rounds": max((row["step"] for row in rows), default=0),
+        "seconds": max((row["seconds"] for row in rows if "seconds" in row), default=0.0),
+        "seed": config.seed,
+        "prompts": config.prompts.source,
+        "validation_latency_ms_per_token": min(validated, default=None),
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the bundle."""
+    parser = cli.make_parser(ExportConfig, "export", "Write a policy of a run as a bundle that decodes anywhere: no pickle, no code.")
+    parser.add_argument("run", help="folder of the run, as runs/pocket")
+    namespace = cli.parse(parser, argv)
+    config = cli.build(ExportConfig, parser, namespace)
+
+    from dispatch_rl.runs import RunFolder
+
+    run = RunFolder.open(Path(namespace.run))
+    trained = cli.read_config(TrainConfig, run.config)
+
+    from dispatch_rl.policies.network import NetworkPolicy
+    from dispatch_rl.runtime import onnx_file
+    from dispatch_rl.runtime.bundle import CARD, ONNX, check_free
+    from dispatch_rl.runtime.card import card_text
+
+    check_free(config.output, overwrite=config.overwrite)
+    bundle = bundle_of(run, trained, config.policy)
+    extras = {CARD: card_text(bundle).encode()}
+    if isinstance(bundle.policy, NetworkPolicy) and onnx_file.is_possible():
+        extras[ONNX] = onnx_file.network_bytes(bundle.policy)
+    bundle.write(config.output, overwrite=config.overwrite, extras=extras)
+    if isinstance(bundle.policy, NetworkPolicy) and ONNX not in extras:
+        print(f"{ONNX} is left out: pip install 'dispatch-rl[onnx]' brings what writes it")
+    print(f"written: {', '.join(str(path) for path in sorted(config.output.iterdir()))}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

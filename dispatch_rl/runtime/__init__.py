@@ -1,0 +1,1 @@
+"""Exported policies at work: bundles, a decoder, and transformers' ``generate``."""
