@@ -4,11 +4,19 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 CONFIG ?= configs/pocket.yaml
+RUN_FOLDER ?= runs/pocket
+define EXAMPLE
+Problem: Compute 48 + 29.
+<think>
 
-.PHONY: train test lint type check bench help
+endef
+export PROMPT ?= $(EXAMPLE)
+
+.PHONY: train export generate test lint type check bench help
 
 help:
 	@echo "make train   train a dispatcher and compare it with the baselines (CONFIG=configs/pocket.yaml)"
+	@echo "make export  write the trained dispatcher to bundle/ (RUN_FOLDER=runs/pocket); make generate: decode with it (PROMPT=...)"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff; make type: mypy; make check: lint, type and test"
 	@echo "make bench   fixed student against transformers' assisted generation; speed of replay"
@@ -23,6 +31,12 @@ $(READY): pyproject.toml constraints.txt
 
 train: $(READY)
 	$(RUN) -m dispatch_rl.train --config $(CONFIG) --overwrite=true
+
+export: $(READY)
+	$(RUN) -m dispatch_rl.export $(RUN_FOLDER) --output bundle --overwrite=true
+
+generate: $(READY)
+	$(RUN) -m dispatch_rl.generate --bundle bundle --prompt "$$PROMPT" --show
 
 test: $(READY)
 	$(RUN) -m pytest -q

@@ -49,9 +49,8 @@ def from_tensors(kind: str, tensors: Tensors, num_features: int, num_actions: in
     if kind == NETWORK:
         network = NetworkPolicy.from_tensors(tensors)
         if (network.num_features, network.num_actions) != (num_features, num_actions):
-            raise UserError(
-                f"the network reads {network.num_features} features and knows {network.num_actions} arms, not {num_features} and {num_actions}"
-            )
+            sizes = f"{network.num_features} features and knows {network.num_actions} arms"
+            raise UserError(f"the network reads {sizes}, not {num_features} and {num_actions}")
         return network
     if kind == THRESHOLD:
         limits = _vector(tensors, "limits", np.float64).tolist()

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("configs", "envs", "kernels", "policies")
 """Folders that stand beside ``dispatch_rl/`` in a checkout and inside it in a wheel."""
 
-COMMANDS = {"train", "evaluate", "record", "profile", "calibrate", "doctor", "pocket.__main__", "pocket.card"}
+COMMANDS = {"train", "evaluate", "record", "profile", "calibrate", "export", "generate", "doctor", "pocket.__main__", "pocket.card"}
 BASE = {"errors", "config"}
 MAY_IMPORT = {
     "kernels": {"kernels"},
@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "prompts": {*BASE, "decoding", "pocket", "prompt_files"},
     "replay": {*BASE, "kernels", "decoding", "policies", "prompts", "progress", "runs", "replay"},
     "envs": {*BASE, "kernels", "decoding", "policies", "prompts", "replay", "cli", "envs"},
+    "runtime": {*BASE, "decoding", "policies", "replay", "runs", "envs", "runtime"},
 }
 """The layers below the commands. Any other module of ``dispatch_rl/`` belongs to the commands and imports what it likes."""
 

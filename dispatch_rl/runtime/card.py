@@ -61,10 +61,8 @@ def card_text(bundle: Bundle) -> str:
 def _training(training: Mapping[str, Any]) -> str:
     if not training:
         return "Nothing was learned."
-    where = "real decoding" if training["env"] == "live" else "replay"
-    return (
-        f"{training['algo'].upper()} on {training['rounds']:,} rounds of {where}, prompts `{training['prompts']}`, seed {training['seed']}."
-    )
+    rounds = f"{training['rounds']:,} rounds of {'real decoding' if training['env'] == 'live' else 'replay'}"
+    return f"{training['algo'].upper()} on {rounds}, prompts `{training['prompts']}`, seed {training['seed']}."
 
 
 def _evaluation(bundle: Bundle) -> str:
