@@ -92,7 +92,10 @@ def _swap_features(values: dict[str, Any]) -> None:
         (_edited(arms=[{"student": "huge", "length": 5}]), "arms: arms: unknown student 'huge'"),
         (_edited(arms=[{"student": "small", "length": "5"}]), "arms: TypeError"),
         (_edited(arms=[{"student": "small", "length": 2.5}]), "is not a student and a length"),
-        (_edited(arms=[{"student": "small", "length": 5}]), "policy.safetensors: the network reads 13 features and knows 6 arms, not 13 and 1"),
+        (
+            _edited(arms=[{"student": "small", "length": 5}]),
+            "policy.safetensors: the network reads 13 features and knows 6 arms, not 13 and 1",
+        ),
         (_edited(arms=7), "arms: TypeError"),
         (_swap_features, "features: number 0 has name 'entropy_mean'; this version computes 'entropy'"),
         (lambda values: values["features"][3].update(scale=7), "features: number 3 has scale 7; this version computes 5"),
@@ -124,7 +127,10 @@ def test_a_broken_description_is_one_line(bundle: Path, change: Callable[[dict[s
     ("change", "message"),
     [
         (lambda tensors: tensors["layers.1.weight"].__setitem__((3, 5), np.nan), "layers.1.weight holds numbers that are not finite"),
-        (lambda tensors: tensors.update({"layers.1.bias": np.ones(63, dtype=np.float32)}), "layers.1 has weights (64, 64) and biases (63,)"),
+        (
+            lambda tensors: tensors.update({"layers.1.bias": np.ones(63, dtype=np.float32)}),
+            "layers.1 has weights (64, 64) and biases (63,)",
+        ),
         (lambda tensors: tensors.update({"layers.1.weight": np.ones((64, 9), dtype=np.float32)}), "behind 64 inputs"),
         (lambda tensors: tensors.update({"layers.0.bias": np.ones(64)}), "layers.0.bias is float64, not float32"),
         (lambda tensors: tensors.pop("scale"), "a network has scale, layers.0.weight"),

@@ -7,6 +7,7 @@ from dispatch_rl.errors import UserError
 
 BENCHMARKS = {
     "decode": "fixed student against transformers' assisted generation",
+    "endurance": "many texts in one process: memory and failures",
     "replay": "steps per second in replay, and PPO on it against PPO on an environment that does nothing",
     "kernels": "the kernels against torch, torch.compile and the memory's bandwidth; needs a GPU",
 }
@@ -16,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     """Run a benchmark by name."""
     name = argv[0] if argv else ""
     if name in ("--help", "-h"):
-        lines = [f"{known:<8} {meaning}" for known, meaning in BENCHMARKS.items()]
+        lines = [f"{known:<10} {meaning}" for known, meaning in BENCHMARKS.items()]
         print("\n".join(["usage: python -m dispatch_rl.bench NAME [--help]", "", *lines]))
         return
     if name not in BENCHMARKS:

@@ -82,8 +82,7 @@ class FeatureTracker:
     def __init__(self, students: Sequence[str]) -> None:
         self.students = tuple(students)
         self.table = feature_table(students)
-        self._low = np.array([f.low for f in self.table], dtype=np.float32)
-        self._high = np.array([f.high for f in self.table], dtype=np.float32)
+        self._bounds = [(f.low, f.high) for f in self.table]
         self.start(0.0, 1.0, 0.0)
 
     def start(self, entropy_nats: float, top1_probability: float, margin: float) -> None:
@@ -114,7 +113,7 @@ class FeatureTracker:
             lags: How many tokens each student is behind.
         """
         target = (self._entropy, self._entropy_mean, self._top1, self._margin, self._accepted_fraction)
-        observation = np.array((*target, lookup_match, position, *self._acceptance.values(), *lags), dtype=np.float32)
-        # What np.clip does, in a third of its time.
-        np.maximum(observation, self._low, out=observation)
-        return np.minimum(observation, self._high, out=observation)
+        values = (*target, lookup_match, position, *self._acceptance.values(), *lags)
+        # One call of numpy: between two forward passes nothing is in the processor's cache, and every further call costs microseconds.
+        clipped = [min(max(value, low), high) for value, (low, high) in zip(values, self._bounds, strict=True)]
+        return np.array(clipped, dtype=np.float32)
