@@ -1,5 +1,6 @@
 """Policies and bundles that no training is needed for."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def network(students: tuple[str, ...], num_actions: int, seed: int = 0, spread: 
     rng = np.random.default_rng(seed)
     scale = [feature.scale for feature in feature_table(students)]
     sizes = [len(scale), 64, 64, num_actions]
-    weights = [rng.normal(scale=spread / np.sqrt(n), size=(m, n)).astype(np.float32) for n, m in zip(sizes[:-1], sizes[1:], strict=True)]
+    weights = [rng.normal(scale=spread / np.sqrt(n), size=(m, n)).astype(np.float32) for n, m in pairwise(sizes)]
     biases = [rng.normal(size=m).astype(np.float32) for m in sizes[1:]]
     return NetworkPolicy(np.array(scale, dtype=np.float32), weights, biases)
 

@@ -1,6 +1,6 @@
 """One fixed student against transformers' assisted generation. A wrong token is an error, not a number."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,8 +15,14 @@ from dispatch_rl.errors import UserError
 
 if TYPE_CHECKING:
     from dispatch_rl.decoding.families import Family
+    from dispatch_rl.prompts import Prompt
 
 OURS, THEIRS = "dispatch-rl", "transformers assisted"
+DEFAULT_LENGTH, DEFAULT_CONFIDENCE = 20, 0.4
+"""What transformers drafts unless told otherwise: up to so many tokens, while the student is so sure of the last."""
+
+Decoder = Callable[[Sequence[int]], list[int]]
+"""From a prompt to its continuation."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,16 @@ class DecodeBenchConfig:
     """Held-out prompts."""
     seed: int = 0
     """Seed of the prompts, of the order and of the bootstrap."""
+    bundle: Path | None = None
+    """Compare this exported policy, instead of one fixed student, with the best of transformers' own options, chosen on validation
+    prompts: each student, and prompt lookup, as they come and with the draft lengths of the policy's arms."""
+    num_tuning_prompts: int = 12
+    """Validation prompts that the best option is chosen on."""
     json: Path | None = None
     """Also write the rows to this file."""
 
 
-def our_decoder(family: "Family", student: str, draft_length: int, max_new_tokens: int) -> Callable[[Sequence[int]], list[int]]:
+def our_decoder(family: "Family", student: str, draft_length: int, max_new_tokens: int) -> Decoder:
     """Return a function from a prompt to its greedy continuation by a fixed arm."""
     from dispatch_rl.decoding.arms import Arm
     from dispatch_rl.decoding.sampling import Sampling
@@ -56,34 +67,33 @@ def our_decoder(family: "Family", student: str, draft_length: int, max_new_token
     return decode
 
 
-def transformers_decoder(family: "Family", student: str, draft_length: int, max_new_tokens: int) -> Callable[[Sequence[int]], list[int]]:
-    """Return the same by ``generate(assistant_model=...)`` with a constant draft length.
+def transformers_decoder(family: "Family", student: str, draft_length: int, max_new_tokens: int, confidence: float = 0.0) -> Decoder:
+    """Return the same by ``generate(assistant_model=...)``; above a ``confidence`` of 0 a draft ends where the student is less sure.
 
     The knobs are read from the assistant's own generation configuration; given to ``generate`` they are ignored.
     """
-    import torch
-
     assistant: Any = family.students[student].model
-    assistant.generation_config.num_assistant_tokens = draft_length
-    assistant.generation_config.num_assistant_tokens_schedule = "constant"
-    assistant.generation_config.assistant_confidence_threshold = 0.0
-    target: Any = family.target.model
 
     def decode(prompt: Sequence[int]) -> list[int]:
-        ids = torch.tensor([list(prompt)], device=family.device)
-        with torch.inference_mode():
-            output = target.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                assistant_model=assistant,
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=0,
-            )
-        tokens: list[int] = output[0, len(prompt) :].tolist()
-        return tokens
+        assistant.generation_config.num_assistant_tokens = draft_length
+        assistant.generation_config.num_assistant_tokens_schedule = "constant"
+        assistant.generation_config.assistant_confidence_threshold = confidence
+        return greedy(family, prompt, max_new_tokens, assistant_model=assistant)
 
     return decode
+
+
+def greedy(family: "Family", prompt: Sequence[int], max_new_tokens: int, **options: Any) -> list[int]:
+    """Return what ``generate`` writes greedily."""
+    import torch
+
+    ids, target = torch.tensor([list(prompt)], device=family.device), family.target.model
+    with torch.inference_mode():
+        output = target.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=0, **options
+        )
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
 
 
 def bench_decode(config: DecodeBenchConfig) -> list[dict[str, Any]]:
@@ -96,15 +106,33 @@ def bench_decode(config: DecodeBenchConfig) -> list[dict[str, Any]]:
     from dispatch_rl.prompts import prompts
 
     family = load_family(config.family)
+    if config.bundle is not None:
+        from dispatch_rl.bench.options import bench_bundle
+
+        return bench_bundle(config, config.bundle, family)
     student = config.student or next(iter(family.students), None)
     if student not in family.students:
         raise UserError(f"student: the family has no '{student}'; it has {', '.join(family.students)}")
     arguments = (family, student, config.draft_length, config.prompts.max_new_tokens)
     decoders = {OURS: our_decoder(*arguments), THEIRS: transformers_decoder(*arguments)}
     chosen = list(islice(prompts(config.prompts, family, "test", config.seed), config.num_prompts))
+    times, counts = measure(decoders, chosen, config.seed)
+    named = {f"{name} {student}-{config.draft_length}": values for name, values in times.items()}
+    return rows_of(config, named, counts, family.device_name())
+
+
+def measure(decoders: Mapping[str, Decoder], chosen: "Sequence[Prompt]", seed: int) -> tuple[dict[str, list[float]], list[int]]:
+    """Let every decoder continue every prompt, in random order.
+
+    Returns:
+        The times (ms) of each decoder, and the number of tokens of each text.
+
+    Raises:
+        UserError: Two of them disagree about a token.
+    """
     for decode in decoders.values():
         decode(chosen[0].tokens)
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(seed)
     times: dict[str, list[float]] = {name: [] for name in decoders}
     counts: list[int] = []
     for prompt in chosen:
@@ -113,25 +141,26 @@ def bench_decode(config: DecodeBenchConfig) -> list[dict[str, Any]]:
             began = perf_counter()
             texts[name] = decoders[name](prompt.tokens)
             times[name].append(1000 * (perf_counter() - began))
-        if texts[OURS] != texts[THEIRS]:
-            raise UserError(f"the two decoders disagree on a {prompt.kind} prompt (number {prompt.seed}); no speed is reported")
-        counts.append(len(texts[OURS]))
-    return _rows(config, f"{student}-{config.draft_length}", times, np.array(counts, dtype=float), family.device_name())
+        first, *others = texts.values()
+        if any(text != first for text in others):
+            raise UserError(f"the decoders disagree on a {prompt.kind} prompt (number {prompt.seed}); no speed is reported")
+        counts.append(len(first))
+    return times, counts
 
 
-def _rows(
-    config: DecodeBenchConfig, arm: str, times: dict[str, list[float]], tokens: "np.ndarray[Any, Any]", device: str
-) -> list[dict[str, Any]]:
+def rows_of(config: DecodeBenchConfig, times: Mapping[str, Sequence[float]], counts: Sequence[int], device: str) -> list[dict[str, Any]]:
+    """Return a row for each decoder; the speed-up is over the last of them."""
     from dispatch_rl.statistics import ratio_of_sums
 
-    theirs = np.array(times[THEIRS])
+    tokens = np.array(counts, dtype=float)
+    theirs = np.array(list(times.values())[-1])
     rows = []
     for name, values in times.items():
         latency = ratio_of_sums(np.array(values), tokens, config.seed)
         gain = ratio_of_sums(theirs, np.array(values), config.seed)
         rows.append(
             {
-                "policy": f"{name} {arm}",
+                "policy": name,
                 "mode": "live",
                 "latency_ms_per_token": latency.value,
                 "ci_low": latency.low,
@@ -157,13 +186,13 @@ def main(argv: Sequence[str]) -> None:
     ours = rows[0]
     print(f"{ours['num_prompts']} held-out prompts, {ours['num_emitted_tokens']} tokens, greedy, {ours['device']}; prefill included")
     print("the two emit the same tokens\n")
-    print(f"{'decoder':<34} {'ms/token':>9} {'95 % interval':>17} {'tokens/s':>9}")
+    print(f"{'decoder':<44} {'ms/token':>9} {'95 % interval':>17} {'tokens/s':>9}")
     for row in rows:
         interval = f"{row['ci_low']:.3f} - {row['ci_high']:.3f}"
         latency = row["latency_ms_per_token"]
-        print(f"{row['policy']:<34} {latency:>9.3f} {interval:>17} {1000 / latency:>9.1f}")
+        print(f"{row['policy']:<44} {latency:>9.3f} {interval:>17} {1000 / latency:>9.1f}")
     gain = f"{ours['speedup']:.2f} (95 % interval {ours['speedup_ci_low']:.2f} to {ours['speedup_ci_high']:.2f}, paired by prompt)"
-    print(f"\ntokens per second, {OURS} over {THEIRS}: {gain}")
+    print(f"\ntokens per second, {OURS} over transformers: {gain}")
     if config.json is not None:
         from dispatch_rl.runs import write_json
 
