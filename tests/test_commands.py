@@ -15,7 +15,7 @@ from tests.families import qwen2, tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["train", "evaluate", "record", "profile", "calibrate", "export", "generate", "doctor", "pocket", "pocket.card"]
-COMMANDS += ["bench decode", "bench replay", "bench kernels"]
+COMMANDS += ["bench decode", "bench replay", "bench endurance", "bench kernels"]
 
 Main = Callable[[Sequence[str]], None]
 
@@ -70,6 +70,13 @@ def test_options_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
     config = cli.build(TrainConfig, parser, cli.parse(parser, argv))
     assert (config.ppo.learning_rate, config.ppo.rollout_steps, config.sampling.top_k) == (0.25, 512, None)
     assert config.ppo.net_arch == [32, 32]
+
+
+def test_a_switch_needs_no_value() -> None:
+    """``--overwrite`` is ``--overwrite=true``, before an option and at the end; a value that stands behind it counts."""
+    parser = cli.make_parser(TrainConfig, "train", "")
+    for argv, expected in ((["--overwrite"], True), (["--overwrite", "--name=x"], True), (["--overwrite", "false"], False)):
+        assert cli.build(TrainConfig, parser, cli.parse(parser, argv)).overwrite is expected
 
 
 def test_printed_configuration_is_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +215,7 @@ def test_evaluate_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_unknown_benchmarks_and_students_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """``bench`` names what there is."""
-    assert "there are decode, replay, kernels" in fails(bench.main, ["sorting"], capsys)
+    assert "there are decode, endurance, replay, kernels" in fails(bench.main, ["sorting"], capsys)
     assert "the family has no 'huge'" in fails(bench.main, ["decode", "--student=huge"], capsys)
 
 

@@ -18,11 +18,14 @@ from transformers import (
     StopStringCriteria,
     TextIteratorStreamer,
 )
-from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput, TemperatureLogitsWarper
+from transformers.generation.logits_process import TemperatureLogitsWarper
+from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dispatch_rl import dispatched
 from dispatch_rl.config import ModelSource
 from dispatch_rl.decoding.families import Family, resolve
+from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
 from dispatch_rl.runtime.custom_generate import DispatchedGenerate
 from tests.bundles import pocket_bundle, write
@@ -101,8 +104,6 @@ def test_sampled_text_is_that_of_its_seed(
     options = {"max_new_tokens": 40, "do_sample": True, "temperature": 0.9, "top_p": 0.95, "custom_generate": custom}
     found = generate(model, **inputs, **options, seed=5)
     assert custom.last is not None
-    from dispatch_rl.decoding.sampling import Sampling
-
     prompt, text = inputs["input_ids"][0].tolist(), list(custom.last.tokens)
     assert found[0].tolist() == [*prompt, *text]
     assert text == own_text(pocket, prompt, text, Sampling(0.9, top_k=50, top_p=0.95, seed=5))

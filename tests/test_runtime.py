@@ -68,7 +68,7 @@ class _Idle(gym.Env[Observation, int]):
 
     def __init__(self) -> None:
         self.observation_space = spaces.Box(-np.inf, np.inf, (13,), np.float32)
-        self.action_space = spaces.Discrete(len(ARMS))
+        self.action_space: Any = spaces.Discrete(len(ARMS))
 
     def reset(self, **_: Any) -> tuple[Observation, dict[str, Any]]:
         return np.zeros(13, dtype=np.float32), {}
@@ -79,7 +79,7 @@ def test_decisions_are_the_learners(pocket: Family, algo: str, tmp_path: Path) -
     """On every observation of real decoding Stable-Baselines3 chooses the same arm; its logits agree within float32 rounding."""
     config = TrainConfig(algo=algo, dqn=DQNConfig(buffer_size=10))  # type: ignore[arg-type]
     model = build_learner(DummyVecEnv([_Idle]), feature_table(("small", "medium", "large")), config, None)
-    last = model.policy.action_net if isinstance(model, PPO) else model.q_net.q_net[-1]
+    last: Any = model.policy.action_net if isinstance(model, PPO) else model.q_net.q_net[-1]
     with torch.no_grad():  # an untrained learner prefers nothing, and everything would be a near tie
         last.weight.mul_(100 if algo == "ppo" else 10)
     decoder = AdaptiveDecoder.from_bundle(write(pocket_bundle(pocket, extract_policy(model)), tmp_path / "bundle"), pocket)
@@ -101,10 +101,11 @@ def test_decisions_are_the_learners(pocket: Family, algo: str, tmp_path: Path) -
 
 def _logits(model: PPO | DQN, observations: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        if isinstance(model, DQN):
-            return model.q_net(observations)
-        logits: torch.Tensor = model.policy.get_distribution(observations).distribution.logits
-        return logits
+        policy: Any = model.policy
+        logits: torch.Tensor = (
+            policy.q_net(observations) if isinstance(model, DQN) else policy.get_distribution(observations).distribution.logits
+        )
+    return logits
 
 
 def test_a_stream_is_the_text(decoder: AdaptiveDecoder) -> None:

@@ -115,7 +115,7 @@ def _caches(change: Callable[[Any], None]) -> Callable[[Dispatch], None]:
 
 
 def _fill(value: float) -> Callable[[Any], None]:
-    return torch.inference_mode()(lambda layer: layer.keys.fill_(value))  # type: ignore[no-any-return]
+    return torch.inference_mode()(lambda layer: layer.keys.fill_(value))
 
 
 FAULTS: dict[str, Callable[[Dispatch], None]] = {

@@ -6,7 +6,8 @@ from random import Random
 import pytest
 import torch
 
-from dispatch_rl.bench.decode import our_decoder, transformers_decoder
+from dispatch_rl.bench.decode import our_decoder
+from dispatch_rl.bench.measuring import transformers_decoder
 from dispatch_rl.config import PromptConfig
 from dispatch_rl.decoding.arms import NONE, Arm
 from dispatch_rl.decoding.cache import RollbackCache

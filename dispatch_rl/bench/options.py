@@ -5,17 +5,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dispatch_rl.bench.decode import (
-    DEFAULT_CONFIDENCE,
-    DEFAULT_LENGTH,
-    OURS,
-    DecodeBenchConfig,
-    Decoder,
-    greedy,
-    measure,
-    rows_of,
-    transformers_decoder,
-)
+from dispatch_rl.bench.measuring import DEFAULT_CONFIDENCE, DEFAULT_LENGTH, Decoder, greedy, measure, rows_of, transformers_decoder
+from dispatch_rl.config import PromptConfig
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.progress import progress_bar
 from dispatch_rl.prompts import prompts
@@ -42,32 +33,42 @@ def _lookup_decoder(family: Family, length: int, max_new_tokens: int) -> Decoder
     return lambda prompt: greedy(family, prompt, max_new_tokens, prompt_lookup_num_tokens=length)
 
 
-def bench_bundle(config: DecodeBenchConfig, bundle: Path, family: Family) -> list[dict[str, Any]]:
+def bench_bundle(
+    bundle: Path, family: Family, config: PromptConfig, num_tuning_prompts: int, num_prompts: int, seed: int
+) -> list[dict[str, Any]]:
     """Choose the best of transformers' options on validation prompts, and measure it and the policy on held-out ones.
+
+    Args:
+        bundle: Folder of the exported policy.
+        family: The models.
+        config: What is decoded.
+        num_tuning_prompts: Validation prompts.
+        num_prompts: Held-out prompts.
+        seed: Of the prompts, of the order and of the bootstrap.
 
     Raises:
         UserError: The bundle does not fit the family, or two decoders disagree about a token.
     """
-    longest = config.prompts.max_new_tokens
+    longest = config.max_new_tokens
     decoder = AdaptiveDecoder.from_bundle(bundle, family)
     decoder.warm_up()
     lengths = sorted({arm.length for arm in decoder.arms if arm.length})
     options = transformers_options(family, lengths, longest)
-    validation = list(islice(prompts(config.prompts, family, "validation", config.seed), config.num_tuning_prompts))
+    validation = list(islice(prompts(config, family, "validation", seed), num_tuning_prompts))
     totals = {}
     with progress_bar("transformers' options", len(options)) as update:
         for done, (name, option) in enumerate(options.items()):
-            times, counts = measure({name: option}, validation, config.seed)
+            times, counts = measure({name: option}, validation, seed)
             totals[name] = sum(times[name]) / sum(counts)
             update(done + 1)
     best = min(totals, key=lambda name: totals[name])
     for name, latency_ms in sorted(totals.items(), key=lambda item: -item[1]):
         print(f"validation: transformers, {name:<24} {latency_ms:8.3f} ms/token")
-    ours = f"{OURS}, {bundle.name}"
+    ours = f"dispatch-rl, {bundle.name}"
     decoders: dict[str, Decoder] = {
         ours: lambda prompt: list(decoder.generate(prompt, longest).tokens),
         f"transformers, {best}": options[best],
     }
-    chosen = list(islice(prompts(config.prompts, family, "test", config.seed), config.num_prompts))
-    times, counts = measure(decoders, chosen, config.seed)
-    return rows_of(config, times, counts, family.device_name())
+    chosen = list(islice(prompts(config, family, "test", seed), num_prompts))
+    times, counts = measure(decoders, chosen, seed)
+    return rows_of(times, counts, seed, family.device_name())

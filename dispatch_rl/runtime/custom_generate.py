@@ -10,16 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation import (
-    BaseStreamer,
-    EosTokenCriteria,
-    GenerateDecoderOnlyOutput,
-    GenerationMixin,
-    MaxLengthCriteria,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
 
 from dispatch_rl.decoding.families import Family, load_family
 from dispatch_rl.decoding.sampling import Sampling
@@ -128,7 +122,7 @@ class DispatchedGenerate:
         longest = min(limits, default=family.context_limit) - len(prompt)
         writer = Writer(family, self._bundle.policy, self._bundle.arms, prompt, sampling, longest)
         self.last = _written(writer, input_ids, others, streamer) if others or streamer is not None else writer.write()
-        sequences = torch.tensor([[*prompt, *self.last.tokens]], device=input_ids.device)
+        sequences: Any = torch.tensor([[*prompt, *self.last.tokens]], device=input_ids.device)
         return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
 
     def _family_of(self, model: PreTrainedModel) -> Family:
