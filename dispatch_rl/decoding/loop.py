@@ -8,10 +8,11 @@ from statistics import median
 from time import perf_counter
 
 from dispatch_rl.decoding.arms import NONE, Arm, ArmTable
-from dispatch_rl.decoding.families import Family, first_line
+from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.rounds import Round
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
+from dispatch_rl.errors import first_line
 from dispatch_rl.policies.base import Policy
 
 _WARM_UP_PROMPT = tuple(range(16))
