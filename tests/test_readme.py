@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dispatch_rl import bench, calibrate, cli, doctor, evaluate, profile, record, train
+from dispatch_rl import bench, calibrate, cli, doctor, evaluate, export, generate, profile, record, train
 from dispatch_rl.config import TrainConfig
 from dispatch_rl.decoding.arms import Arm, ArmTable
 from dispatch_rl.policies.fixed import FixedPolicy
@@ -24,6 +24,8 @@ TINY += " --prompts.max_new_tokens=12 --profiling.rounds=100 --profiling.longest
 SHORTER = {
     "train": f"{TINY} --ppo.total_steps=64 --ppo.rollout_steps=32 --num_envs=8 --ppo.n_epochs=1 --evaluation.prompts=2",
     "evaluate": "--prompts=2",
+    "export": "",
+    "generate": "--max_new_tokens=8",
     "calibrate": TINY,
     "record": TINY,
     "profile": TINY,
@@ -34,6 +36,8 @@ SHORTER = {
 MAINS = {
     "train": train.main,
     "evaluate": evaluate.main,
+    "export": export.main,
+    "generate": generate.main,
     "calibrate": calibrate.main,
     "record": record.main,
     "profile": profile.main,
@@ -63,11 +67,13 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytes
     for key, (name, *arguments) in zip(told, commands(), strict=True):
         MAINS[name]([*arguments, *shlex.split(SHORTER[key])])
     assert (tmp_path / "rows.json").is_file()
+    decoding, _ = blocks("python")
+    exec(compile(decoding, "README.md", "exec"), {})
 
 
-def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_environment_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """As it stands."""
-    (example,) = blocks("python")
+    _, example = blocks("python")
     exec(compile(example, "README.md", "exec"), {})
     assert "|" in capsys.readouterr().out
 
