@@ -16,7 +16,7 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
         def update(done: int, note: object = "") -> None:
             if isinstance(note, str) and note:
                 bar.set_postfix_str(note, refresh=False)
-            bar.update(done - bar.n)
+            bar.update(min(done, total) - bar.n)  # the last step may go a little further than asked
 
         yield update
 
