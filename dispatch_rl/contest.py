@@ -22,7 +22,7 @@ from dispatch_rl.replay.running import fixed_latencies_ms, replay
 from dispatch_rl.replay.traces import Traces
 from dispatch_rl.replay.world import ReplayWorld
 
-_PROBE = "probe of the machine's speed"
+_PROBES = ("a probe of the machine's speed", "another probe")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ def compare_live(
     """
     contestants = _with_target(arms, policies)
     if world is not None:
-        contestants[_PROBE] = Probe([policy for policy in contestants.values() if not policy.learns], seed + 1)
+        steady = [policy for policy in contestants.values() if not policy.learns]
+        contestants |= {name: Probe(steady, seed + 1 + i) for i, name in enumerate(_PROBES)}
     warm_up(family, arms)
     rng = np.random.default_rng(seed)
     texts: dict[str, list[DecodedText]] = {name: [] for name in contestants}
@@ -123,7 +124,7 @@ def compare_live(
         if task.sampling.greedy or task.sampling.method == "coupled":
             _check_same_text(task, {name: decoded[-1] for name, decoded in texts.items()})
         progress(done + 1)
-    probed = texts.pop(_PROBE, [])
+    probed = [texts.pop(name) for name in _PROBES if name in texts]
     prediction = Prediction({}, None) if world is None else predict(world, [task.text for task in tasks], texts, probed)
     results = {name: _result(decoded, prediction.latency_ms.get(name)) for name, decoded in texts.items()}
     tokens = np.array([len(text.tokens) - 1 for text in texts[TARGET_ALONE]])

@@ -1,13 +1,14 @@
 """How long replay says that texts take to decode live, on the machine as it is now.
 
 A machine that others use too is faster or slower than when its latencies were measured, and not equally so for large and small models.
-So every text is also decoded once by a probe, which does for some rounds what one of the policies would do, then what another would. Its
+So every text is also decoded by probes, which do for some rounds what one of the policies would do, then what another would. Their
 rounds say how fast each part is now: drafting by each drafter, and everything else in a round of each drafter. Nothing of the decoding
 that is predicted goes in but the arms that were chosen and the time it took to choose them.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,10 @@ class Prediction:
 
 
 def predict(
-    world: ReplayWorld, recorded: Sequence[int | None], texts: Mapping[str, Sequence[DecodedText]], probe: Sequence[DecodedText]
+    world: ReplayWorld,
+    recorded: Sequence[int | None],
+    texts: Mapping[str, Sequence[DecodedText]],
+    probes: Sequence[Sequence[DecodedText]],
 ) -> Prediction:
     """Predict the decoding time of every text under every policy from the arms that were chosen.
 
@@ -63,15 +67,17 @@ def predict(
         world: Traces, latencies and arms.
         recorded: Number of each text in the recording; None if it was not recorded.
         texts: What was decoded, by policy.
-        probe: The same texts as :class:`Probe` decoded them.
+        probes: The same texts, each time as a :class:`Probe` decoded them.
     """
-    known = [_replayed(world, *pair) for pair in zip(recorded, probe, strict=True)]
-    pairs = [(text, there) for text, there in zip(probe, known, strict=True) if there is not None]
-    if not pairs:
+    known = [
+        [(text, there) for text in probed if (there := _replayed(world, number, text))]
+        for number, *probed in zip(recorded, *probes, strict=True)
+    ]
+    if not any(known):
         return Prediction({name: np.full(len(decoded), np.nan) for name, decoded in texts.items()}, None)
-    speed = _Speed.of(world, pairs)
-    # Loads come and go within seconds, so each text is also held against the probe's decoding of the same text.
-    local = [np.nan if there is None else speed.time_of(text) / speed.rounds_ms(there) for text, there in zip(probe, known, strict=True)]
+    speed = _Speed.of(world, list(chain.from_iterable(known)))
+    # Loads come and go within seconds, so each text is also held against the probes' decoding of the same text.
+    local = [speed.local(pairs) if pairs else np.nan for pairs in known]
 
     def decoding_ms(number: int | None, text: DecodedText, slower: float) -> float:
         there = _replayed(world, number, text)
@@ -101,6 +107,10 @@ class _Speed:
         between = sum(cls.time_of(text) - sum(record.latency_ms for record in text.rounds) for text, _ in pairs)
         drift = measured[1:].sum() / predicted[1:].sum() - 1
         return cls(world, _factors(measured, predicted), between / float(measured[0].sum()), float(drift))
+
+    def local(self, pairs: Sequence[tuple[DecodedText, Sequence[Round]]]) -> float:
+        """Return how much slower than this some texts were decoded."""
+        return sum(self.time_of(text) for text, _ in pairs) / sum(self.rounds_ms(there) for _, there in pairs)
 
     @staticmethod
     def time_of(text: DecodedText) -> float:

@@ -56,7 +56,7 @@ def test_every_part_is_as_slow_as_the_probe_says(world: ReplayWorld) -> None:
     """Other policies than the probe are predicted to the last digit, what they take to decide included."""
     probe = decoded(world, RandomPolicy(len(world.arms), 0), DRAFTING, REST)
     texts = {f"always {i}": decoded(world, FixedPolicy(i), DRAFTING, REST) for i in range(len(world.arms))}
-    prediction = predict(world, world.texts.tolist(), texts, probe)
+    prediction = predict(world, world.texts.tolist(), texts, [probe, probe])
     for name, measured in texts.items():
         np.testing.assert_allclose(prediction.latency_ms[name], times_ms(measured), rtol=1e-9)
     assert prediction.drift == pytest.approx(sum(REST.values()) / 4 - 1, abs=0.3)
@@ -73,7 +73,7 @@ def test_a_drafter_that_was_hardly_seen_is_as_slow_as_all(world: ReplayWorld) ->
 
     probe = decoded(world, Some(len(world.arms), 0), alike, alike)
     texts = {"b": decoded(world, FixedPolicy(2), alike, alike)}
-    prediction = predict(world, world.texts.tolist(), texts, probe)
+    prediction = predict(world, world.texts.tolist(), texts, [probe])
     np.testing.assert_allclose(prediction.latency_ms["b"], times_ms(texts["b"]), rtol=1e-9)
     assert prediction.drift == pytest.approx(0.3)
 
@@ -83,9 +83,9 @@ def test_what_was_not_recorded_is_not_predicted(world: ReplayWorld) -> None:
     texts = decoded(world, FixedPolicy(0), DRAFTING, REST)
     recorded = [None, *world.texts.tolist()[1:]]
     texts[1] = replace(texts[1], tokens=(*texts[1].tokens[:-1], -1))
-    prediction = predict(world, recorded, {"a": texts}, texts)
+    prediction = predict(world, recorded, {"a": texts}, [texts])
     assert np.isnan(prediction.latency_ms["a"]).tolist() == [True, True, *[False] * (len(texts) - 2)]
-    nothing = predict(world, [None] * len(texts), {"a": texts}, texts)
+    nothing = predict(world, [None] * len(texts), {"a": texts}, [texts])
     assert np.isnan(nothing.latency_ms["a"]).all()
     assert nothing.drift is None
 
