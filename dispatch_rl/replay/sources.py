@@ -39,6 +39,7 @@ class ReplaySource:
         self.config = config
         self._family = family
         self._progress = progress
+        self._read: dict[Split, Traces] = {}
 
     @cached_property
     def family(self) -> Family:
@@ -63,12 +64,12 @@ class ReplaySource:
         return self.config.arm_list(traces.students, bool(traces.lookup)) if given else self.config.arm_list()
 
     def traces(self, part: Split) -> Traces:
-        """Return the recording of one part, made now if it is not there."""
+        """Return the recording of one part, made now if it is not there; it is read once."""
         given = self.config.replay.traces
-        if given is None:
-            return load_traces(self._recorded(part))
-        traces = load_traces(given, part)
-        if self.needs_family and traces.family not in (None, family_fingerprint(self.family)):
+        if part not in self._read:
+            self._read[part] = load_traces(self._recorded(part)) if given is None else load_traces(given, part)
+        traces = self._read[part]
+        if given is not None and self.needs_family and traces.family not in (None, family_fingerprint(self.family)):
             raise UserError(f"replay.traces: {given} was recorded with another family than the configured one; record again")
         return traces
 
