@@ -51,6 +51,8 @@ def table(profile: "Profile") -> str:
             cells = "".join(f"{_cell(model, query, column):>22}" for query in queries)
             lines.append(f"{f'{name}, text of {model.contexts[column]}':<24}{cells}")
     extra = f"a round besides: {profile.overhead_ms:.3f} ms; noise: {profile.token_ms:.3f} ms per token"
+    if profile.watch_ms:
+        extra += f"; a look at how clear a choice is: {profile.watch_ms:.3f} ms"
     return "\n".join([*lines, extra, f"{profile.device}, {profile.dtype}"])
 
 

@@ -96,7 +96,7 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
     """What was written is read, quartiles and versions included."""
     grid = ((1.0, 2.0),)
     models = {TARGET: ForwardLatency((1,), (3, 9), ((4.0, 5.0),), (1.5, 2.5), grid, ((6.0, 7.0),)), "a": constant(1.0)}
-    rest: dict[str, Any] = {"overhead_ms": 0.1, "token_ms": 0.2, "family": "abc", "versions": {"torch": "2"}}
+    rest: dict[str, Any] = {"overhead_ms": 0.1, "token_ms": 0.2, "watch_ms": 0.3, "family": "abc", "versions": {"torch": "2"}}
     profile = Profile("a device", "float16", models, after={"a": constant(3.0)}, **rest)
     profile.write(tmp_path / "profile.json")
     assert Profile.read(tmp_path / "profile.json") == profile

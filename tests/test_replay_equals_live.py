@@ -70,6 +70,22 @@ def short_prompts(folder: Path) -> str:
     return str(folder / "short.txt")
 
 
+def plain_arms(students: tuple[str, ...]) -> list[Arm]:
+    """Return arms that draft so many tokens."""
+    return [Arm(student, length) for student in (*students, LOOKUP) for length in LENGTHS]
+
+
+def unsure_arms(students: tuple[str, ...]) -> list[Arm]:
+    """Return arms that stop where a student is not sure of its choice."""
+    limits: list[dict[str, float]] = [
+        {"min_margin": 0.31},
+        {"min_margin": 1.17},
+        {"max_entropy": 0.83},
+        {"min_margin": 0.11, "max_entropy": 2.21},
+    ]
+    return [Arm(student, length, **kept) for student in students for length in (5, 13) for kept in limits]
+
+
 @pytest.fixture(scope="session", params=product(FAMILIES, SAMPLINGS), ids="-".join)
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """Every family under every sampling, recorded in batches that mix lengths and in two shards."""
@@ -81,10 +97,10 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         # Many tokens end a text, so that ends fall into drafts.
         family = replace(family, eos_token_ids=frozenset(range(0, family.vocab, 50)))
         source = "pocket" if name == "pocket" else short_prompts(folder)
-        config = DecodingConfig(prompts=PromptConfig(source=source, max_new_tokens=40), sampling=SAMPLINGS[sampling])
+        arms = ArmTable([*plain_arms(tuple(family.students)), *unsure_arms(tuple(family.students)), Arm(NONE)])
+        config = DecodingConfig(arms=list(arms), prompts=PromptConfig(source=source, max_new_tokens=40), sampling=SAMPLINGS[sampling])
         settings = RecordingConfig(max_draft_length=max(LENGTHS), batch_size=7, shard_size=10)
         record(family, Recording(folder / "traces", config, settings, "train", SEEDS[name], TEXTS[name]))
-    arms = ArmTable([*(Arm(student, length) for student in (*family.students, LOOKUP) for length in LENGTHS), Arm(NONE)])
     profile = made_up_profile(9.0, 0.5, 0.1, **dict.fromkeys(family.students, 2.0))
     return Recorded(name, family, config, ReplayWorld(load_traces(folder / "traces"), profile, arms))
 
@@ -163,7 +179,11 @@ def test_the_comparison_meets_what_is_difficult(recorded: Recorded, compared: li
     assert any(partial)
     assert any(len(pair.live.emitted) == pair.live.num_accepted < len(pair.live.drafted) for pair in compared)
     assert len({int(length) for length in traces.lengths}) > 2
+    unsure = [pair for pair in compared if pair.arm.hesitates and len(pair.live.drafted) < pair.arm.length]
+    assert any(not pair.live.drafted for pair in unsure)
+    assert any(pair.live.num_accepted + 1 < len(pair.live.drafted) for pair in unsure)
     if recorded.name == "pocket":
+        assert any(pair.live.num_accepted == len(pair.live.drafted) > 0 for pair in unsure)
         assert any(0 < pair.live.num_accepted < len(pair.live.drafted) for pair in compared)
         assert max(pair.live.num_accepted for pair in compared) >= 8
         assert {pair.live.num_accepted > 0 for pair in compared if pair.arm.student == LOOKUP} == {True, False}

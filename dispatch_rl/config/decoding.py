@@ -89,6 +89,11 @@ class DecodingConfig:
     prompts: PromptConfig = PromptConfig()
     """What is decoded."""
 
+    @property
+    def hesitates(self) -> bool:
+        """Whether students may stop a draft before its length, so that more is recorded of them."""
+        return any(arm.hesitates for arm in self.arms or ())
+
     def arm_list(self, students: Sequence[str] | None = None, lookup: bool = True) -> list[Arm]:
         """Return the arms; if none are given, every student, lookup and none.
 

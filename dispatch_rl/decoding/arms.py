@@ -14,23 +14,43 @@ RESERVED_NAMES = (NONE, LOOKUP)
 
 @dataclass(frozen=True)
 class Arm:
-    """A student and how many tokens it drafts."""
+    """A student, how many tokens it drafts, and when it stops before.
+
+    An arm with ``min_margin`` or ``max_entropy`` *hesitates*: the first token that is not within these limits is not drafted, and the
+    draft goes to the target as it is. Nor does such an arm draft behind an end-of-sequence token.
+    """
 
     student: str
     """Name of a student of the family, ``lookup`` or ``none``."""
     length: int = 0
-    """Draft length (tokens); 0 for ``none`` only."""
+    """Draft length (tokens), or the most of it; 0 for ``none`` only."""
+    min_margin: float | None = None
+    """Draft on only while the student's choice is this clear: the difference of its two best scores (nats), which are logits divided by
+    the temperature plus the noise that it shares with the target, or plain logits if decoding is greedy; null for no limit."""
+    max_entropy: float | None = None
+    """Draft on only while the student's own entropy (nats, before temperature) is at most this; null for no limit."""
 
     def __post_init__(self) -> None:
         if self.student == NONE and self.length != 0:
             raise UserError(f"arms: '{NONE}' drafts nothing, so its length is 0, not {self.length}")
         if self.student != NONE and self.length < 1:
             raise UserError(f"arms: the draft length of '{self.student}' is {self.length}; it must be at least 1")
+        for key, limit in (("min_margin", self.min_margin), ("max_entropy", self.max_entropy)):
+            if limit is not None and not 0 <= limit < float("inf"):
+                raise UserError(f"arms: {key} of '{self.student}' is {limit}; it must be a number of at least 0")
+            if limit is not None and self.student in RESERVED_NAMES:
+                raise UserError(f"arms: '{self.student}' has no scores of its own, so it cannot have {key}")
+
+    @property
+    def hesitates(self) -> bool:
+        """Whether the student may stop before ``length``."""
+        return self.min_margin is not None or self.max_entropy is not None
 
     @property
     def name(self) -> str:
-        """Short name for tables: ``small-6``, ``lookup-6``, ``none``."""
-        return f"{self.student}-{self.length}" if self.length else self.student
+        """Short name for tables: ``small-6``, ``small-24-m0.1`` (margin), ``small-24-e1`` (entropy), ``lookup-6``, ``none``."""
+        limits = (f"-{letter}{limit:g}" for letter, limit in (("m", self.min_margin), ("e", self.max_entropy)) if limit is not None)
+        return f"{self.student}-{self.length}{''.join(limits)}" if self.length else self.student
 
 
 class ArmTable(Sequence[Arm]):

@@ -93,6 +93,16 @@ class RollbackCache(Cache):
             assert layer.values is not None
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
+    def chosen(self, rows: Tensor, room: int) -> "RollbackCache":
+        """Return a copy of some ``rows`` of a batch (indices, which may repeat) with room for so many further tokens."""
+        copy = RollbackCache(len(self._rollback_layers))
+        copy.reserve(self.length + room)
+        for layer, mine in zip(copy._rollback_layers, self._rollback_layers, strict=True):
+            assert mine.keys is not None
+            assert mine.values is not None
+            layer.update(mine.keys[rows, :, : self.length], mine.values[rows, :, : self.length])
+        return copy
+
     def addresses(self) -> list[int]:
         """Return where the buffers lie in memory; empty before the first forward."""
         return [layer.keys.data_ptr() for layer in self._rollback_layers if layer.keys is not None]

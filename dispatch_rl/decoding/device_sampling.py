@@ -31,9 +31,9 @@ class DeviceSampler(Sampler):
         self._report = torch.empty(0, dtype=torch.int64)
         self._told = Verified(self._report)
 
-    def draft(self, logits: Tensor, position: int, draw: int) -> tuple[Tensor, Tensor | None]:
-        if self._rule.method == "rejection":
-            return super().draft(logits, position, draw)
+    def draft(self, logits: Tensor, position: int, draw: int, scores: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if scores is not None or self._rule.method == "rejection":
+            return super().draft(logits, position, draw, scores)
         return self._verified(logits, self._no_tokens, None, position, draw).following.view(1), None
 
     def verify(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> tuple[int, int]:

@@ -1,8 +1,11 @@
 """What turns logits into tokens under one :class:`Sampling`, and judges drafts by it."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from dispatch_rl.decoding.arms import Arm
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.kernels.entropy import RowStatistics
 from dispatch_rl.kernels.noise import Stream, gumbel, uniform
@@ -24,19 +27,38 @@ class Sampler:
         self._block: Tensor | None = None
         self._block_start = 0
 
-    def draft(self, logits: Tensor, position: int, draw: int) -> tuple[Tensor, Tensor | None]:
-        """Choose a student's token for ``position`` from its ``logits [1, vocab]``.
+    def draft(self, logits: Tensor, position: int, draw: int, scores: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Choose a student's token for ``position`` from its ``logits [1, vocab]``, of which the ``scores`` may be known.
 
         Returns:
             The token ``[1]``, and for rejection sampling the probabilities ``[1, vocab]`` it was drawn from.
         """
+        token = (self.scores(logits, position, draw) if scores is None else scores).argmax(-1)
+        rejection = not self.sampling.greedy and self.sampling.method == "rejection"
+        return token, self._shaped(logits).softmax(-1) if rejection else None
+
+    def scores(self, logits: Tensor, position: int, draw: int) -> Tensor:
+        """Return what a student's token for ``position`` is the largest of ``[1, vocab]``: the logits, or shaped and with noise."""
         if self.sampling.greedy:
-            return logits.argmax(-1), None
+            return logits
         shaped = self._shaped(logits)
         if self.sampling.method == "coupled":
-            return (shaped + self._noise(position, 1)).argmax(-1), None
-        noise = gumbel(self.sampling.seed, self._positions(position, 1), self.vocab, Stream.DRAFT, draw)
-        return (shaped + noise).argmax(-1), shaped.softmax(-1)
+            return shaped + self._noise(position, 1)
+        return shaped + gumbel(self.sampling.seed, self._positions(position, 1), self.vocab, Stream.DRAFT, draw)
+
+    @staticmethod
+    def hesitates(arm: Arm, logits: Tensor, scores: Tensor) -> bool:
+        """Whether a student that follows ``arm`` stops before the token that it would draft from ``logits`` by ``scores [1, vocab]``.
+
+        Raises:
+            FloatingPointError: The logits are not numbers.
+        """
+        first, second = scores.topk(2).values[0].tolist()
+        entropy_nats = 0.0 if arm.max_entropy is None else float(torch.special.entr(logits.softmax(-1)).sum())
+        if math.isnan(first - second) or math.isnan(entropy_nats):
+            raise FloatingPointError("logits that are not numbers")
+        unclear = arm.min_margin is not None and first - second < arm.min_margin
+        return unclear or (arm.max_entropy is not None and entropy_nats > arm.max_entropy)
 
     def verify(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> tuple[int, int]:
         """Judge a draft by the target's ``logits [draft + 1, vocab]``.

@@ -115,17 +115,21 @@ class DecodingSession:
                 break
         return self.verify()
 
-    def draft(self, student: str) -> DraftToken | None:
+    def draft(self, student: str, arm: Arm | None = None) -> DraftToken | None:
         """Let ``student`` draft the next token; its catch-up is part of the same forward pass.
 
+        Args:
+            student: Who drafts.
+            arm: Its limits apply.
+
         Returns:
-            The draft token, or None where prompt lookup has nothing to propose or the student's context is full.
+            The draft token, or None where prompt lookup has nothing to propose, the student's context is full, or it hesitates.
         """
         self._begin_round()
         if self.room < 1:
             raise ValueError("the text has no room for another draft token")
         began = perf_counter()
-        token = self._draft_by_lookup() if student == LOOKUP else self._draft_by_model(student)
+        token = self._draft_by_lookup() if student == LOOKUP else self._draft_by_model(student, arm)
         if token is not None:
             self._draft.append(token)
         self.family.synchronise()
@@ -218,21 +222,28 @@ class DecodingSession:
         Raises:
             FloatingPointError: The student's logits are not numbers. Rejection sampling would let them into the text.
         """
+        limited = arm if arm.hesitates else None
         for _ in range(min(arm.length, self.room)):
-            if self.draft(arm.student) is None:
+            token = self.draft(arm.student, limited)
+            if token is None or (limited and int(token.token) in self.family.eos_token_ids):
                 break
         logits = [d.logits for d in self._draft if d.logits is not None]
         if logits and torch.cat(logits).amax().isnan():
             raise FloatingPointError("logits that are not numbers")
 
-    def _draft_by_model(self, student: str) -> DraftToken | None:
+    def _draft_by_model(self, student: str, arm: Arm | None) -> DraftToken | None:
         model = self.family.students[student]
         if len(self.tokens) + len(self._draft) > model.context_limit:
             return None
         behind = torch.tensor(self.tokens[model.length :], dtype=torch.long, device=self.family.device)
         unread = self._draft[max(0, model.length - len(self.tokens)) :]
         logits = model.forward(torch.cat([behind, *(d.token for d in unread)]), rows=1)
-        token, q_draft = self._sampler.draft(logits, len(self.tokens) + len(self._draft), len(self.rounds))
+        place, scores = (len(self.tokens) + len(self._draft), len(self.rounds)), None
+        if arm is not None:
+            scores = self._sampler.scores(logits, *place)
+            if self._sampler.hesitates(arm, logits, scores):
+                return None
+        token, q_draft = self._sampler.draft(logits, *place, scores)
         return DraftToken(student, token, logits, q_draft)
 
     def _draft_by_lookup(self) -> DraftToken | None:

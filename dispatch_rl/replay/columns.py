@@ -1,7 +1,7 @@
 """Columns of lists as flat arrays with offsets."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+
+
+class Nested(NamedTuple):
+    """A list of numbers at every position, one behind the other."""
+
+    offsets: Ints
+    """Where each list begins and the last one ends ``[positions + 1]``."""
+    values: Floats
+    """All numbers."""
 
 
 class Columns:
@@ -52,6 +61,26 @@ class Columns:
             raise UserError(f"{self.path}: the column '{name}' holds {values.min()}")
         limit = LONGEST_DRAFT if dtype is np.uint8 else None
         return (values if limit is None else np.minimum(values, limit)).astype(dtype)
+
+    def nested(self, name: str) -> Nested:
+        """Return the values of a column whose lists hold a list of numbers at every position."""
+        from pyarrow import types
+
+        column = self.table.column(name)
+        if not (
+            types.is_list(column.type) and types.is_list(column.type.value_type) and types.is_floating(column.type.value_type.value_type)
+        ):
+            raise UserError(f"{self.path}: the column '{name}' holds {column.type}, not lists of lists of numbers")
+        if column.null_count or any(part.null_count for chunk in column.chunks for part in (chunk.flatten(), chunk.flatten().flatten())):
+            raise UserError(f"{self.path}: the column '{name}' has gaps")
+        if self.offsets is not None and not np.array_equal(np.diff(self.offsets), self._list_lengths(column)):
+            raise UserError(f"{self.path}: the lists of '{name}' are not as long as those of the columns before it")
+        lists = [chunk.flatten() for chunk in column.chunks]
+        lengths = np.concatenate([np.asarray(part.value_lengths(), dtype=np.int64) for part in lists] or [np.zeros(0, dtype=np.int64)])
+        values = np.concatenate([part.flatten().to_numpy(zero_copy_only=False) for part in lists] or [np.zeros(0)]).astype(np.float32)
+        if np.isnan(values).any():
+            raise UserError(f"{self.path}: the column '{name}' holds NaN")
+        return Nested(np.concatenate([[0], np.cumsum(lengths)]), values)
 
     def integers(self, name: str, default: Ints) -> Ints:
         """Return a scalar column ``[texts]``, or the default if it is missing."""

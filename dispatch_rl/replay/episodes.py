@@ -103,13 +103,10 @@ class Episodes:
         drafter = world.arm_drafter[actions]
         length = self._prompt + self._emitted
         outcome = world.outcomes(self._text, self._emitted, actions)
-        drafted, accepted, emitted = outcome
-        drafts = drafted > 0
-        read = self._read[rows, drafter]
-        latency_ms = world.rest_ms[drafter, drafted, length]
-        latency_ms += drafts * world.first_forward_ms(drafter, length - read, length)
-        latency_ms += world.profile.token_ms * emitted
-        self._read[rows, drafter] = np.where(drafts, length + np.minimum(drafted - 1, accepted), read)
+        drafted, accepted, emitted, _ = outcome
+        read, forwards = self._read[rows, drafter], outcome.forwards
+        latency_ms = world.latency_ms(drafter, outcome, length - read, length, world.watches[actions])
+        self._read[rows, drafter] = np.where(forwards > 0, length + np.minimum(forwards - 1, accepted), read)
         kept = self._kept[accepted]
         believed = kept * self._acceptance[rows, drafter] + (1 - kept)
         self._acceptance[rows, drafter] = np.where(accepted < drafted, ACCEPTANCE_DECAY * believed, believed)
@@ -133,10 +130,14 @@ class Episodes:
         """Return the :class:`Round` that ``action`` is about to be in an episode, without doing it."""
         world, traces = self.world, self.world.traces
         text, emitted = int(self._text[episode]), int(self._emitted[episode])
-        drafted, accepted, count = (int(n[0]) for n in world.outcomes(self._text[[episode]], self._emitted[[episode]], np.array([action])))
+        outcome = world.outcomes(self._text[[episode]], self._emitted[[episode]], np.array([action]))
+        drafted, accepted, count = (int(n[0]) for n in outcome[:3])
         arm, drafter = world.arms[action], int(world.arm_drafter[action])
         length = int(self._prompt[episode]) + emitted
-        first = world.first_forward_ms(*(np.array([n]) for n in (drafter, length - self._read[episode, drafter], length)))
+        at = [np.array([n]) for n in (drafter, length - self._read[episode, drafter], length)]
+        total_ms = float(world.latency_ms(at[0], outcome, at[1], at[2], world.watches[[action]])[0])
+        verify_ms = float(world.verify_ms[drafter, drafted, length])
+        overhead_ms = world.profile.overhead_ms + world.profile.token_ms * count
         begin = int(traces.offsets[text]) + emitted
         path: tuple[int | None, ...] = (None,) * count if traces.path is None else tuple(traces.path[begin : begin + count].tolist())
         entropies = traces.floats["entropy"][begin : begin + count].tolist() if "entropy" in traces.floats else []
@@ -147,7 +148,7 @@ class Episodes:
             num_accepted=accepted,
             emitted=path,
             entropies_nats=tuple(entropies),
-            draft_ms=float(first[0] + world.continue_ms[drafter, drafted, length]) if drafted else 0.0,
-            verify_ms=float(world.verify_ms[drafter, drafted, length]),
-            overhead_ms=world.profile.overhead_ms + world.profile.token_ms * count,
+            draft_ms=max(total_ms - verify_ms - overhead_ms, 0.0) if outcome.forwards[0] else 0.0,
+            verify_ms=verify_ms,
+            overhead_ms=overhead_ms,
         )

@@ -40,7 +40,8 @@ def _model_parts(model: CachedModel) -> list[Any]:
 def recording_settings(config: DecodingConfig, part: str, seed: int) -> dict[str, Any]:
     """Return all settings that the texts of a recording depend on besides the family."""
     version = _source_version(config.prompts.source)
-    return {"part": part, "seed": seed, "sampling": asdict(config.sampling), "prompts": asdict(config.prompts), "source_version": version}
+    found = {"part": part, "seed": seed, "sampling": asdict(config.sampling), "prompts": asdict(config.prompts), "source_version": version}
+    return found | ({"hesitates": True} if config.hesitates else {})
 
 
 def _source_version(source: str) -> str:

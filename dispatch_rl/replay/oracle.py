@@ -41,8 +41,8 @@ def cheapest(world: ReplayWorld, actions: Sequence[int] | None = None) -> Bound:
         outcome = world.outcomes(texts[:, None], emitted[:, None], allowed[None])
         length = (traces.prompt_lengths[texts] + emitted)[:, None]
         drafter = world.arm_drafter[allowed][None]
-        cost = world.rest_ms[drafter, outcome.drafted, length] + world.profile.token_ms * outcome.emitted
-        cost += (outcome.drafted > 0) * first_ms[drafter, length]
+        cost = world.latency_ms(drafter, outcome, None, length, world.watches[allowed][None])
+        cost += (outcome.forwards > 0) * first_ms[drafter, length]
         here = states[texts] + emitted
         cost += value[here[:, None] + outcome.emitted]
         choice = cost.argmin(axis=1)

@@ -5,8 +5,8 @@ Noise, temperature, top-k and top-p are those of live decoding, so the texts are
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.kernels.entropy import RowStatistics, entropy
 from dispatch_rl.kernels.noise import gumbel
-from dispatch_rl.kernels.verify import shape
+from dispatch_rl.replay.beyond import Choices, Read, continued, margins, scores
 
 _LOGITS_BYTES = 8 << 20
 """Students read as many texts at once as have logits of about this size, which a processor's cache still holds."""
@@ -72,13 +72,12 @@ class StudentReading:
     """Entropy of the student's distribution, before temperature."""
     top1_probability: Tensor
     """Its largest probability."""
-
-
-def chosen(logits: Tensor, sampling: Sampling, noise: Tensor | None) -> Tensor:
-    """Return the tokens ``[rows]`` that ``logits [rows, vocab]`` and the coupled ``noise`` (None when greedy) lead to."""
-    if noise is None:
-        return logits.argmax(-1)
-    return (shape(logits, sampling.temperature, sampling.top_k, sampling.top_p) + noise).argmax(-1)
+    margin: Tensor | None = None
+    """How clear its choice is: the difference of its two best scores (nats), if that was asked for."""
+    wrong: Tensor | None = None
+    """Text and column of every token that it gets wrong ``[drafts, 2]``, if that was asked for."""
+    beyond: Choices | None = None
+    """How clear its choices behind each of them are."""
 
 
 @torch.inference_mode()
@@ -101,7 +100,7 @@ def write_paths(family: Family, batch: Batch) -> Paths:
         noise = None if batch.sampling.greedy else gumbel(seeds[alive], place, family.vocab)
         if noise is not None and kept is not None:
             kept[alive, len(steps)] = noise
-        token = chosen(logits, batch.sampling, noise)
+        token = scores(logits, batch.sampling, noise).argmax(-1)
         steps.append((alive, token, entropy(logits)))
         writing = ~torch.isin(token, ends) & (place + 1 < limits[alive])
         unfinished = written[alive] == 0
@@ -138,42 +137,92 @@ def _collected(steps: list[tuple[Tensor, Tensor, RowStatistics]], written: Tenso
 
 
 @torch.inference_mode()
-def read_paths(family: Family, batch: Batch, paths: Paths) -> dict[str, StudentReading]:
-    """Let every student read all texts once, each token predicted from the target's tokens before it."""
+def read_paths(family: Family, batch: Batch, paths: Paths, beyond: int | None = None) -> dict[str, StudentReading]:
+    """Let every student read all texts once, each token predicted from the target's tokens before it.
+
+    Args:
+        family: The models.
+        batch: What was written.
+        paths: What was written.
+        beyond: Also find how clear the students' choices are, and, behind their wrong tokens, those of so many further ones.
+    """
     columns = paths.tokens.shape[1]
     together = max(1, _LOGITS_BYTES // (4 * family.vocab * columns))
     parts: dict[str, list[StudentReading]] = {name: [] for name in family.students}
     for rows in torch.arange(len(batch.prompts), device=family.device).split(together):
-        noise = _noise(family, batch, rows, columns) if paths.noise is None else paths.noise[rows].flatten(0, 1)
-        for name, reading in _readings(family, batch, paths.tokens[rows], rows, noise):
-            parts[name].append(reading)
-    return {
-        name: StudentReading(*(torch.cat([getattr(r, key) for r in readings]) for key in ("match", "entropy_nats", "top1_probability")))
-        for name, readings in parts.items()
-    }
+        reader = _Reader(family, batch, paths, rows)
+        for name in family.students:
+            parts[name].append(reader.read(name, beyond))
+    return {name: _joined(readings) for name, readings in parts.items()}
 
 
-def _noise(family: Family, batch: Batch, rows: Tensor, columns: int) -> Tensor | None:
-    """Return the noise of ``rows`` at every emitted position ``[rows * columns, vocab]``, shared by all students."""
-    if batch.sampling.greedy:
-        return None
-    first, seeds = batch.lengths.to(family.device)[rows], batch.seeds.to(family.device)[rows]
-    places = first[:, None] + torch.arange(columns, device=family.device)
-    return gumbel(seeds[:, None].expand(-1, columns).reshape(-1), places.reshape(-1), family.vocab)
+def _joined(readings: list[StudentReading]) -> StudentReading:
+    """Put the readings of one student over parts of a batch together."""
+    found = StudentReading(*(torch.cat([getattr(r, key) for r in readings]) for key in ("match", "entropy_nats", "top1_probability")))
+    if any(reading.margin is None for reading in readings):
+        return found
+    margin, wrong, texts = [], [], 0
+    for reading in readings:
+        assert reading.margin is not None
+        assert reading.wrong is not None
+        margin.append(reading.margin)
+        wrong.append(reading.wrong + torch.tensor([texts, 0], device=reading.wrong.device))
+        texts += len(reading.match)
+    choices = [reading.beyond for reading in readings if reading.beyond is not None]
+    beyond = Choices(*(torch.cat([getattr(choice, key) for choice in choices]) for key in ("margin", "entropy_nats")))
+    return replace(found, margin=torch.cat(margin), wrong=torch.cat(wrong), beyond=beyond)
 
 
-def _readings(family: Family, batch: Batch, tokens: Tensor, rows: Tensor, noise: Tensor | None) -> Iterator[tuple[str, StudentReading]]:
-    columns = tokens.shape[1]
-    prompt_ids, visible = _left_padded([batch.prompts[row] for row in rows.tolist()], family.device)
-    ids = torch.cat([prompt_ids, tokens[:, :-1]], dim=1)
-    visible = torch.cat([visible, torch.ones_like(tokens[:, :-1])], dim=1)
-    places = visible.cumsum(-1)[:, -columns:] - 1
-    for name, student in family.students.items():
-        logits = student.forward_batch(ids, visible, None, rows=columns).flatten(0, 1)
+class _Reader:
+    """Lets students read some ``rows`` of a batch; they share tokens and noise."""
+
+    def __init__(self, family: Family, batch: Batch, paths: Paths, rows: Tensor) -> None:
+        self.family = family
+        self.sampling = batch.sampling
+        self.tokens = paths.tokens[rows]
+        self.columns = self.tokens.shape[1]
+        prompt_ids, visible = _left_padded([batch.prompts[row] for row in rows.tolist()], family.device)
+        self.ids = torch.cat([prompt_ids, self.tokens[:, :-1]], dim=1)
+        self.visible = torch.cat([visible, torch.ones_like(self.tokens[:, :-1])], dim=1)
+        self.first, self.seeds = batch.lengths.to(family.device)[rows], batch.seeds.to(family.device)[rows]
+        self.inside = torch.arange(self.columns, device=family.device) < paths.lengths[rows, None]
+        self._known = None if paths.noise is None else paths.noise[rows]
+        self.path_noise = self._path_noise()
+
+    def read(self, name: str, beyond: int | None) -> StudentReading:
+        """Let a student read, and go on from its wrong tokens if ``beyond`` says how far."""
+        student, tokens = self.family.students[name], self.tokens
+        cache = None
+        if beyond is not None:
+            cache = RollbackCache(student.model.config.num_hidden_layers)
+            cache.reserve(self.ids.shape[1])
+        logits = student.forward_batch(self.ids, self.visible, cache, rows=self.columns).flatten(0, 1)
         seen = entropy(logits)
-        match = chosen(logits, batch.sampling, noise).view_as(tokens) == tokens
-        within = places < student.context_limit
-        yield name, StudentReading(match & within, seen.entropy_nats.view_as(tokens), seen.top1_probability.view_as(tokens))
+        scored = scores(logits, self.sampling, self.path_noise)
+        choice = scored.argmax(-1).view_as(tokens)
+        within = self.first[:, None] + torch.arange(self.columns, device=tokens.device) <= student.context_limit
+        match = (choice == tokens) & within
+        found = StudentReading(match, seen.entropy_nats.view_as(tokens), seen.top1_probability.view_as(tokens))
+        if cache is None or beyond is None:
+            return found
+        wrong = (self.inside & within & ~match).nonzero()
+        ends = torch.tensor(sorted(self.family.eos_token_ids), device=tokens.device)
+        read = Read(cache, self.visible, self.columns, self._noise_at)
+        choices = continued(student, read, wrong, choice[wrong[:, 0], wrong[:, 1]], self.sampling, ends, beyond)
+        return replace(found, margin=margins(scored).view_as(tokens), wrong=wrong, beyond=choices)
+
+    def _path_noise(self) -> Tensor | None:
+        """Return the noise at every emitted position ``[rows * columns, vocab]``, shared by all students."""
+        if self._known is not None or self.sampling.greedy:
+            return None if self._known is None else self._known.flatten(0, 1)
+        columns = torch.arange(self.columns, device=self.tokens.device)
+        places = self.first[:, None] + columns
+        return gumbel(self.seeds[:, None].expand_as(places).reshape(-1), places.reshape(-1), self.family.vocab)
+
+    def _noise_at(self, texts: Tensor, columns: Tensor) -> Tensor | None:
+        if self.sampling.greedy:
+            return None
+        return gumbel(self.seeds[texts], self.first[texts] + columns, self.family.vocab)
 
 
 def _left_padded(prompts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -106,13 +106,15 @@ class Profile:
     """What a round costs besides forward passes: features, bookkeeping."""
     token_ms: float = 0.0
     """What an emitted token costs besides: its share of the noise that is made for many tokens at once."""
+    watch_ms: float = 0.0
+    """What a forward pass of a student costs besides if it watches how clear its choice is."""
     family: str | None = None
     """Fingerprint of the family; None for a table from elsewhere."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of what was measured."""
 
     def __post_init__(self) -> None:
-        for name, value in (("overhead_ms", self.overhead_ms), ("token_ms", self.token_ms)):
+        for name, value in (("overhead_ms", self.overhead_ms), ("token_ms", self.token_ms), ("watch_ms", self.watch_ms)):
             if not _is_time(value):
                 raise UserError(f"{name} is {value!r}; it must be a time of 0 to {_LONGEST_MS:g} ms")
         for name, text in (("device", self.device), ("dtype", self.dtype)):

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from dispatch_rl.config import DecodingConfig, RecordingConfig
@@ -178,7 +179,8 @@ def _shard(family: Family, recording: Recording, chosen: Sequence[Prompt], first
         members = order[start : start + size]
         for i, row in zip(members, _rows(family, recording, [chosen[i] for i in members]), strict=True):
             rows[i] = {"prompt_id": f"{recording.part}-{first + i}", **row}
-    return pa.Table.from_pylist([rows[i] for i in range(len(chosen))], schema=features(tuple(family.students)).arrow_schema)
+    types = features(tuple(family.students), recording.config.hesitates)
+    return pa.Table.from_pylist([rows[i] for i in range(len(chosen))], schema=types.arrow_schema)
 
 
 def _rows(family: Family, recording: Recording, chosen: Sequence[Prompt]) -> list[Row]:
@@ -192,7 +194,9 @@ def _rows(family: Family, recording: Recording, chosen: Sequence[Prompt]) -> lis
         sampling=config.sampling,
     )
     paths = write_paths(family, batch)
-    columns = {**_path_columns(paths), **_student_columns(read_paths(family, batch, paths))}
+    beyond = recording.settings.max_draft_length if config.hesitates else None
+    readings = read_paths(family, batch, paths, beyond)
+    columns = {**_path_columns(paths), **_student_columns(readings)}
     lengths = paths.lengths.tolist()
     rows = []
     for i, (prompt, sampling) in enumerate(zip(chosen, samplings, strict=True)):
@@ -201,6 +205,8 @@ def _rows(family: Family, recording: Recording, chosen: Sequence[Prompt]) -> lis
         row |= {name: values[i, : lengths[i]] for name, values in columns.items()}
         row |= lookup_columns(prompt.tokens, row["path"].tolist(), recording.settings.max_draft_length)
         rows.append(row)
+    for name, reading in readings.items():
+        _add_beyond(rows, name, reading)
     return rows
 
 
@@ -224,7 +230,20 @@ def _student_columns(readings: dict[str, StudentReading]) -> Row:
         columns[f"match_{name}"] = reading.match.cpu().numpy()
         columns[f"entropy_{name}"] = reading.entropy_nats.cpu().numpy()
         columns[f"top1_probability_{name}"] = reading.top1_probability.cpu().numpy()
+        if reading.margin is not None:
+            columns[f"margin_{name}"] = reading.margin.cpu().numpy()
     return columns
+
+
+def _add_beyond(rows: Sequence[Row], name: str, reading: StudentReading) -> None:
+    """Add what a student would draft behind its wrong tokens to the rows, with an empty list at all other positions."""
+    if reading.wrong is None or reading.beyond is None:
+        return
+    for key, values in ((f"beyond_margin_{name}", reading.beyond.margin), (f"beyond_entropy_{name}", reading.beyond.entropy_nats)):
+        for row in rows:
+            row[key] = [[] for _ in row["path"]]
+        for (text, column), drafted in zip(reading.wrong.tolist(), values.cpu().numpy(), strict=True):
+            rows[text][key][column] = drafted[~np.isnan(drafted)]
 
 
 def lookup_columns(prompt: Sequence[int], path: Sequence[int], max_draft_length: int) -> dict[str, list[int]]:

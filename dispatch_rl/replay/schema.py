@@ -28,6 +28,11 @@ match_S                  list<bool>           whether student S would have chose
 accepted_S               list<uint8>    tok   alternatively: how much of a long draft of S that begins here is accepted
 entropy_S                list<float32>  nats  entropy of student S there
 top1_probability_S       list<float32>  1     its largest probability there
+margin_S                 list<float32>  nats  how clear its choice is there (:class:`~dispatch_rl.decoding.arms.Arm`, ``min_margin``)
+beyond_margin_S          list<list>     nats  where S is wrong: how clear its choices would be behind its wrong token, up to the longest
+                                              draft; the list ends where S ends the text. Elsewhere it is empty. Arms with ``min_margin``
+                                              need it
+beyond_entropy_S         list<list>     nats  the same for its entropies, which arms with ``max_entropy`` need
 lookup_match             list<uint8>    tok   length of the prompt-lookup match before this token
 lookup_drafted           list<uint8>    tok   how many tokens prompt lookup would draft from here, at most ``max_draft_length``
 lookup_accepted          list<uint8>    tok   how many of them are accepted
@@ -52,7 +57,7 @@ LONGEST_DRAFT = 255
 
 POSITION_FLOATS = ("entropy", "top1_probability", "margin")
 LOOKUP_COLUMNS = ("lookup_match", "lookup_drafted", "lookup_accepted")
-MATCH, ACCEPTED = "match_", "accepted_"
+MATCH, ACCEPTED, BEYOND = "match_", "accepted_", "beyond_"
 
 
 def shard_name(shard: int) -> str:
@@ -60,13 +65,18 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}"
 
 
-def features(students: Sequence[str]) -> "datasets.Features":
-    """Return the types of all columns that ``dispatch_rl.record`` writes."""
+def features(students: Sequence[str], hesitates: bool = False) -> "datasets.Features":
+    """Return the types of all columns that ``dispatch_rl.record`` writes; if no arm ``hesitates``, less is recorded of students."""
     from datasets import Features, List, Value
 
     scalars = {"prompt_id": "string", "kind": "string", "limit": "int32", "seed": "uint64"}
     scalars |= {"temperature": "float64", "top_k": "int32", "top_p": "float64"}
     lists = {"prompt": "int32", "path": "int32", **dict.fromkeys(POSITION_FLOATS, "float32"), **dict.fromkeys(LOOKUP_COLUMNS, "uint8")}
+    nested: dict[str, List] = {}
     for student in students:
         lists |= {f"match_{student}": "bool", f"entropy_{student}": "float32", f"top1_probability_{student}": "float32"}
-    return Features({**{name: Value(kind) for name, kind in scalars.items()}, **{name: List(Value(kind)) for name, kind in lists.items()}})
+        if hesitates:
+            lists[f"margin_{student}"] = "float32"
+            nested |= dict.fromkeys((f"beyond_margin_{student}", f"beyond_entropy_{student}"), List(List(Value("float32"))))
+    flat = {**{name: Value(kind) for name, kind in scalars.items()}, **{name: List(Value(kind)) for name, kind in lists.items()}}
+    return Features(flat | nested)

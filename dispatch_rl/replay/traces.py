@@ -13,9 +13,9 @@ from dispatch_rl.decoding.arms import RESERVED_NAMES
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
 from dispatch_rl.progress import quiet_datasets
-from dispatch_rl.replay.columns import Bytes, Columns, Floats, Ints, runs
+from dispatch_rl.replay.columns import Bytes, Columns, Floats, Ints, Nested, runs
 from dispatch_rl.replay.metadata import TraceMetadata
-from dispatch_rl.replay.schema import ACCEPTED, LONGEST_DRAFT, LOOKUP_COLUMNS, MATCH, METADATA, POSITION_FLOATS, shard_name
+from dispatch_rl.replay.schema import ACCEPTED, BEYOND, LONGEST_DRAFT, LOOKUP_COLUMNS, MATCH, METADATA, POSITION_FLOATS, shard_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,6 +54,8 @@ class Traces:
     """How much of a long draft of a student that begins at a position is accepted (tokens) ``[positions]``."""
     floats: dict[str, Floats]
     """``entropy``, ``margin``, ``entropy_small`` and so on, as far as recorded ``[positions]``."""
+    beyond: dict[str, Nested]
+    """``beyond_margin_small`` and so on, as far as recorded."""
     lookup: dict[str, Bytes]
     """The columns of prompt lookup, or nothing ``[positions]``."""
     path: NDArray[np.int32] | None
@@ -211,7 +213,8 @@ def _flatten(path: Path, table: "pa.Table", metadata: TraceMetadata) -> Traces:
     assert columns.offsets is not None
     offsets = columns.offsets
     accepted = {name: runs(matches[name], offsets) if name in matches else counts[name] for name in metadata.students}
-    names = [*POSITION_FLOATS, *(f"{key}_{name}" for name in metadata.students for key in POSITION_FLOATS[:2])]
+    names = [*POSITION_FLOATS, *(f"{key}_{name}" for name in metadata.students for key in POSITION_FLOATS)]
+    beyond = [f"{BEYOND}{key}_{name}" for name in metadata.students for key in ("margin", "entropy")]
     prompt_lengths = columns.lengths("prompt")
     lookup = all(name in columns for name in LOOKUP_COLUMNS)
     return Traces(
@@ -226,6 +229,7 @@ def _flatten(path: Path, table: "pa.Table", metadata: TraceMetadata) -> Traces:
         limits=columns.integers("limit", prompt_lengths + np.diff(offsets) + LONGEST_DRAFT + 1),
         accepted=accepted,
         floats={name: columns.flat(name, np.float32) for name in names if name in columns},
+        beyond={name: columns.nested(name) for name in beyond if name in columns},
         lookup={name: columns.flat(name, np.uint8) for name in LOOKUP_COLUMNS} if lookup else {},
         path=columns.flat("path", np.int32) if "path" in columns else None,
         table=table,

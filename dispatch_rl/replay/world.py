@@ -1,6 +1,7 @@
 """Traces, profile and arms compiled into flat tables: what every arm would do at every position, and what it would cost."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from dispatch_rl.decoding.arms import LOOKUP, NONE, ArmTable
 from dispatch_rl.decoding.features import AVERAGE_DECAY, Feature, feature_table
 from dispatch_rl.errors import UserError
+from dispatch_rl.replay.hesitation import check, drafts
 from dispatch_rl.replay.profile import Profile, interpolated
 from dispatch_rl.replay.traces import Traces
 
@@ -27,6 +29,14 @@ class Rounds(NamedTuple):
     """Leading draft tokens that stand."""
     emitted: Ints
     """Tokens added to the text."""
+    hesitates: NDArray[np.bool_]
+    """Whether the student made one forward pass more, and did not draft what it was not sure of."""
+
+    @property
+    def forwards(self) -> Ints:
+        """Forward passes of the student, the first one with its catch-up."""
+        forwards: Ints = self.drafted + self.hesitates
+        return forwards
 
 
 class ReplayWorld:
@@ -53,6 +63,7 @@ class ReplayWorld:
         self.arm_length: Ints = np.array([arm.length for arm in arms])
         self.context_limits: Ints = np.array([traces.context_limits.get(name, _OUT_OF_REACH) for name in self.drafters])
         self._compile_outcomes()
+        self._compile_limits()
         self._compile_costs()
         self.static = self._static_features()
         """Features at every state, with zeros where they depend on the rounds before ``[states, features]``."""
@@ -66,13 +77,24 @@ class ReplayWorld:
         self.lookup_drafted = traces.lookup.get("lookup_drafted", silent)
         """How many tokens prompt lookup proposes ``[positions]``."""
 
+    def _compile_limits(self) -> None:
+        limits = {replace(arm, length=1) for arm in self.arms if arm.hesitates}
+        found = [(arm, drafts(self.traces, arm)) for arm in sorted(limits, key=lambda arm: arm.name)]
+        rows = {arm: row for row, (arm, _) in enumerate(found)}
+        self.arm_limits: Ints = np.array([rows.get(replace(arm, length=1), -1) if arm.hesitates else -1 for arm in self.arms])
+        self.watches = self.arm_limits >= 0
+        """Whether the student watches its own choices under an arm ``[arms]``."""
+        self.clear = np.stack([kept.drafted for _, kept in found]) if found else None
+        """How far students draft that hesitate ``[limits, positions]``; None if no arm does."""
+        self.unsure = np.stack([kept.hesitates for _, kept in found]) if found else None
+
     def _compile_costs(self) -> None:
         longest = int((self.traces.prompt_lengths + self.traces.lengths).max()) + int(self.arm_length.max()) + 1
         lengths = np.arange(longest + 1)
-        drafts = int(self.arm_length.max()) + 1
-        self.verify_ms: Floats = np.stack([self._verify_ms(name, drafts, longest) for name in self.drafters])
+        counts = int(self.arm_length.max()) + 1
+        self.verify_ms: Floats = np.stack([self._verify_ms(name, counts, longest) for name in self.drafters])
         """Of a draft of so many tokens behind a text of such a length ``[drafters, drafts, lengths]``."""
-        self.continue_ms: Floats = np.zeros((len(self.drafters), drafts, longest + 1))
+        self.continue_ms: Floats = np.zeros((len(self.drafters), counts, longest + 1))
         """Draft tokens after the first ``[drafters, drafts, lengths]``."""
         models = [None if name == NONE or name not in self._drafting() else self.profile.model(name) for name in self.drafters]
         points = max([len(model.queries) for model in models if model is not None], default=1)
@@ -89,7 +111,7 @@ class ReplayWorld:
             self.first_ms[drafter, len(grid) :] = grid[-1]
             self.first_below[drafter], self.first_weight[drafter] = model.between(np.maximum(np.arange(longest + 2), 1))
             following = model.next_at_contexts(longest)
-            for m in range(2, drafts):
+            for m in range(2, counts):
                 self.continue_ms[drafter, m] = self.continue_ms[drafter, m - 1] + following[np.minimum(lengths + m - 1, longest)]
         # Whatever a round costs besides the first draft token.
         self.rest_ms: Floats = self.continue_ms + self.verify_ms + self.profile.overhead_ms
@@ -129,6 +151,25 @@ class ReplayWorld:
         after: Ints = np.arange(self.traces.num_positions) + texts + 1
         return after
 
+    def latency_ms(self, drafter: Ints, rounds: Rounds, query: Ints | None, length: Ints, watches: NDArray[np.bool_]) -> Floats:
+        """Return how long rounds take.
+
+        Args:
+            drafter: Who drafts.
+            rounds: What happens.
+            query: Tokens that the drafter has not read; None leaves out the first draft token.
+            length: Tokens of the texts before.
+            watches: Whether the drafter watches its choices.
+        """
+        latency = self.rest_ms[drafter, rounds.drafted, length] + self.profile.token_ms * rounds.emitted
+        if self.clear is not None:
+            forwards = np.minimum(rounds.forwards, self.continue_ms.shape[1] - 1)
+            latency += self.continue_ms[drafter, forwards, length] - self.continue_ms[drafter, rounds.drafted, length]
+            latency += watches * rounds.forwards * self.profile.watch_ms
+        if query is not None:
+            latency += (rounds.forwards > 0) * self.first_forward_ms(drafter, query, length)
+        return latency
+
     def first_forward_ms(self, drafter: Ints, query: Ints, length: Ints) -> Floats:
         """Return the latency of the first draft token when ``query`` tokens are unread in texts of ``length`` tokens."""
         below, weight = self.first_below[drafter, query], self.first_weight[drafter, query]
@@ -151,9 +192,18 @@ class ReplayWorld:
         drafted = np.minimum(self.arm_length[actions], np.maximum(room, 0))
         lookup = drafter == len(traces.students)
         drafted = np.where(lookup, np.minimum(drafted, self.lookup_drafted[position]), drafted)
+        drafted, hesitates = self._limited(actions, position, drafted)
         accepted = np.minimum(self.accepted[drafter, position], drafted)
         count = np.minimum(accepted + 1, traces.offsets[texts + 1] - position)
-        return Rounds(drafted, np.minimum(accepted, count), count)
+        return Rounds(drafted, np.minimum(accepted, count), count, hesitates)
+
+    def _limited(self, actions: Ints, position: Ints, drafted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """Return how much of what there is room for is drafted, and whether the student hesitates."""
+        if self.clear is None or self.unsure is None:
+            return drafted, np.zeros(drafted.shape, dtype=np.bool_)
+        limits = self.arm_limits[actions]
+        clear = np.where(limits >= 0, self.clear[limits, position], drafted)
+        return np.minimum(drafted, clear), (clear < drafted) & self.unsure[limits, position]
 
 
 def _check(traces: Traces, arms: Sequence) -> None:  # type: ignore[type-arg]
@@ -167,6 +217,7 @@ def _check(traces: Traces, arms: Sequence) -> None:  # type: ignore[type-arg]
                 f"arms: '{arm.name}' drafts {arm.length} tokens; {traces.source} knows of at most {traces.max_draft_length}; "
                 "lower draft_length or the arm's own"
             )
+        check(traces, arm)
 
 
 def _moving_average(traces: Traces) -> Floats:
