@@ -87,11 +87,16 @@ class NetworkPolicy(Policy):
         return action
 
     def batch(self, observations: Array) -> Actions:
+        actions: Actions = self.batch_logits(observations).argmax(axis=1)
+        return actions
+
+    def batch_logits(self, observations: Array) -> Array:
+        """Return the logits of many ``observations [n, features]`` at once ``[n, actions]``."""
         x: Array = observations
         for weight, bias in self._hidden:
             x = np.tanh(x @ weight.T + bias)
-        actions: Actions = (x @ self._weights[-1].T + self._biases[-1]).argmax(axis=1)
-        return actions
+        logits: Array = x @ self._weights[-1].T + self._biases[-1]
+        return logits
 
     def save(self, path: Path) -> None:
         """Write the policy to a safetensors file."""

@@ -1,7 +1,7 @@
 """Every key of every configuration file. Imports nothing heavy."""
 
 from dispatch_rl.config.decoding import DecodingConfig, FamilyConfig, ModelSource, PromptConfig
-from dispatch_rl.config.learners import DQNConfig, PPOConfig, RewardConfig
+from dispatch_rl.config.learners import DQNConfig, PolicyIterationConfig, PPOConfig, RewardConfig
 from dispatch_rl.config.replay import ProfilingConfig, RecordingConfig, ReplayConfig
 from dispatch_rl.config.training import EvaluationConfig, ThresholdConfig, TrainConfig
 
@@ -12,6 +12,7 @@ __all__ = [
     "FamilyConfig",
     "ModelSource",
     "PPOConfig",
+    "PolicyIterationConfig",
     "ProfilingConfig",
     "PromptConfig",
     "RecordingConfig",

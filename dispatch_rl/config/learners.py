@@ -102,6 +102,41 @@ class DQNConfig:
         _check_widths("dqn", self.net_arch)
 
 
+@dataclass(frozen=True)
+class PolicyIterationConfig:
+    """Policy iteration with exact consequences, for replay: :mod:`dispatch_rl.iteration`."""
+
+    iterations: int = 16
+    """Improvements of the policy."""
+    states: int = 4_096
+    """States, about, from which every arm is tried in each of them."""
+    keep: int = 5
+    """Iterations whose states are learned from, the last ones."""
+    stay: float = 0.1
+    """Chance per round that exploration begins to stay with a random arm."""
+    leave: float = 0.3
+    """Chance per round that it goes back to the policy."""
+    n_epochs: int = 15
+    """Times that all kept states are gone through in an iteration."""
+    batch_size: int = 512
+    """States per gradient step."""
+    learning_rate: float = 0.001
+    """Adam's learning rate."""
+    ent_coef: float = 0.002
+    """Weight of the policy's entropy, which keeps it exploring."""
+    net_arch: list[int] = field(default_factory=lambda: [64, 64])
+    """Widths of the hidden layers."""
+
+    def __post_init__(self) -> None:
+        _check_positive("policy_iteration", self, ("iterations", "states", "keep", "n_epochs", "batch_size", "learning_rate", "leave"))
+        for key in ("stay", "leave"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"policy_iteration.{key}: {getattr(self, key)} is not in 0 ... 1")
+        if self.ent_coef < 0:
+            raise UserError(f"policy_iteration.ent_coef: {self.ent_coef} is below 0")
+        _check_widths("policy_iteration", self.net_arch)
+
+
 def _check_positive(section: str, config: object, keys: Sequence[str]) -> None:
     for key in keys:
         value = getattr(config, key)

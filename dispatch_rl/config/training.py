@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from dispatch_rl.config.decoding import DecodingConfig
-from dispatch_rl.config.learners import DQNConfig, PPOConfig, RewardConfig
+from dispatch_rl.config.learners import DQNConfig, PolicyIterationConfig, PPOConfig, RewardConfig
 from dispatch_rl.config.replay import ProfilingConfig, RecordingConfig, ReplayConfig
 from dispatch_rl.errors import UserError
 
@@ -52,8 +52,8 @@ class TrainConfig(DecodingConfig):
     """Replace a run of the same name."""
     env: Literal["replay", "live"] = "replay"
     """replay learns from recorded traces, in a minute; live learns from real decoding, in real time."""
-    algo: Literal["ppo", "dqn"] = "ppo"
-    """Who learns. DQN is for replay."""
+    algo: Literal["ppo", "dqn", "policy_iteration"] = "ppo"
+    """Who learns. DQN and policy iteration, which follows every arm's consequences to the end of the text, are for replay."""
     init: Path | None = None
     """Folder of a finished run whose policy is the starting point, as to fine-tune a replayed policy live (PPO)."""
     seed: int = 0
@@ -71,7 +71,9 @@ class TrainConfig(DecodingConfig):
     ppo: PPOConfig = PPOConfig()
     """The learner."""
     dqn: DQNConfig = DQNConfig()
-    """The other learner."""
+    """Another learner."""
+    policy_iteration: PolicyIterationConfig = PolicyIterationConfig()
+    """Another learner."""
     num_envs: int = 256
     """Texts that are replayed side by side."""
     validate_every: int | None = None
@@ -89,9 +91,9 @@ class TrainConfig(DecodingConfig):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise UserError(f"{key}: {getattr(self, key)} is not at least 1")
         if self.live and self.algo != "ppo":
-            raise UserError("algo: live training is for ppo; dqn needs --env replay")
-        if self.init is not None and self.algo != "ppo":
-            raise UserError("init: only ppo can start from the policy of another run")
+            raise UserError(f"algo: live training is for ppo; {self.algo} needs --env replay")
+        if self.init is not None and self.algo == "dqn":
+            raise UserError("init: dqn cannot start from the policy of another run; ppo and policy_iteration can")
         if self.algo == "ppo":
             _, rollout, _ = self.ppo.sizes(self.live)
             if not self.live and rollout % self.num_envs:

@@ -1,5 +1,6 @@
 """Many texts decoded side by side in replay, one round a step, in numpy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,15 @@ class Episodes:
             setattr(self, name, getattr(self, name)[which])
         self._rows = np.arange(int(which.sum()))
 
+    def branched(self, rows: Ints) -> "Episodes":
+        """Return copies of the episodes ``rows``, which may repeat; what is done with them leaves these as they are."""
+        copies = Episodes.__new__(Episodes)
+        copies.__dict__.update(self.__dict__)
+        for name in _STATE:
+            setattr(copies, name, getattr(self, name)[rows])
+        copies._rows = np.arange(len(rows))
+        return copies
+
     def state(self) -> dict[str, NDArray[Any]]:
         """Return where every episode stands."""
         return {f"episodes{name}": getattr(self, name) for name in _STATE}
@@ -152,3 +162,12 @@ class Episodes:
             verify_ms=verify_ms,
             overhead_ms=overhead_ms,
         )
+
+
+def joined(parts: Sequence[Episodes]) -> Episodes:
+    """Return copies of the episodes of all ``parts``, which replay one world."""
+    copies = parts[0].branched(np.arange(0))
+    for name in _STATE:
+        setattr(copies, name, np.concatenate([getattr(part, name) for part in parts]))
+    copies._rows = np.arange(len(copies._text))
+    return copies

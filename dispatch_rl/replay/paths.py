@@ -158,7 +158,8 @@ def read_paths(family: Family, batch: Batch, paths: Paths, beyond: int | None = 
 
 def _joined(readings: list[StudentReading]) -> StudentReading:
     """Put the readings of one student over parts of a batch together."""
-    found = StudentReading(*(torch.cat([getattr(r, key) for r in readings]) for key in ("match", "entropy_nats", "top1_probability")))
+    match, entropy_nats, top1 = (torch.cat([getattr(r, key) for r in readings]) for key in ("match", "entropy_nats", "top1_probability"))
+    found = StudentReading(match, entropy_nats, top1)
     if any(reading.margin is None for reading in readings):
         return found
     margin, wrong, texts = [], [], 0

@@ -1,0 +1,196 @@
+"""Policy iteration on replay: every arm is tried from every sampled state, and its consequences are followed to the end of the text.
+
+A recording holds the outcome of *every* arm, so the value of an arm under the current policy need not be estimated from samples of what
+the policy happened to do. From a state ``s`` all arms ``a`` are taken, each followed by the policy until its text ends, which gives
+
+    Q(s, a) = latency of the round + latency of all rounds behind it,
+
+exact for this text and this policy. The new policy minimises the mean over states of
+
+    sum over a of p(a | s) A(s, a) - beta H(p(. | s)),    A(s, a) = (Q(s, a) - mean over a of Q(s, a)) / sigma,
+
+with the entropy ``H`` and one ``sigma`` for all states. States are those that the policy meets when it explores: it samples its arms,
+and now and then stays with a random one for some rounds, since a student that was long behind pays for its catch-up once and is worth it
+only if it is kept. (Rollout classification policy iteration, Lagoudakis and Parr 2003, with costs in place of the best action's label.)
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+from dispatch_rl.config import PolicyIterationConfig
+from dispatch_rl.policies.network import NetworkPolicy
+from dispatch_rl.replay.episodes import Episodes, Observations, joined
+from dispatch_rl.replay.world import Floats, Ints, ReplayWorld
+
+_SIDE_BY_SIDE = 1 << 17
+"""Episodes that are followed at once."""
+_TOKENS_PER_ROUND = 3
+"""About so many; the number of states follows from it."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """States and what every arm costs from there."""
+
+    observations: Observations
+    """``[states, features]``."""
+    advantages: NDArray[np.float32]
+    """``Q(s, a)`` less its mean over the arms (ms) ``[states, arms]``."""
+
+
+class PolicyIteration:
+    """Improves a policy on a replay world, one iteration at a time. What an iteration does depends on the seed and its number alone.
+
+    Args:
+        world: What is replayed.
+        config: Sizes and rates.
+        seed: Of states, exploration and weights.
+        initial: The policy to begin with; None begins with one that has no preference.
+    """
+
+    def __init__(self, world: ReplayWorld, config: PolicyIterationConfig, seed: int, initial: NetworkPolicy | None = None) -> None:
+        self.world = world
+        self.config = config
+        self.seed = seed
+        self.iteration = 0
+        """Iterations that are done."""
+        self.lessons: list[Lesson] = []
+        self.scale = np.array([feature.scale for feature in world.features], dtype=np.float32)
+        generator = torch.Generator().manual_seed(seed)
+        self.network = _network((len(self.scale), *config.net_arch, len(world.arms)), generator)
+        if initial is not None:
+            _copy(initial, self.network)
+
+    def policy(self) -> NetworkPolicy:
+        """Return the policy as it is."""
+        layers = _linears(self.network)
+        weights = [layer.weight.detach().numpy().copy() for layer in layers]
+        biases = [layer.bias.detach().numpy().copy() for layer in layers]
+        return NetworkPolicy(self.scale.copy(), weights, biases)
+
+    def step(self) -> Lesson:
+        """Do one iteration and return what was learned from in it."""
+        rng = np.random.default_rng([self.seed, self.iteration])
+        lesson = self._lesson(rng)
+        self.lessons = [*self.lessons, lesson][-self.config.keep :]
+        self._fit(torch.Generator().manual_seed(int(rng.integers(2**62))))
+        self.iteration += 1
+        return lesson
+
+    def action_entropy(self) -> float:
+        """Return the mean entropy (nats) of the action distribution over the last states; near zero means it has collapsed."""
+        with torch.no_grad():
+            log_p = self.network(self._scaled(self.lessons[-1].observations)).log_softmax(-1)
+        return float(-(log_p.exp() * log_p).sum(-1).mean())
+
+    def _lesson(self, rng: np.random.Generator) -> Lesson:
+        policy = self.policy()
+        states = self._explore(policy, rng)
+        rows, arms = np.arange(states.count), len(self.world.arms)
+        costs = [self._costs(states.branched(some), policy) for some in np.array_split(rows, -(-states.count * arms // _SIDE_BY_SIDE))]
+        found = np.concatenate(costs)
+        return Lesson(states.observations(), (found - found.mean(axis=1, keepdims=True)).astype(np.float32))
+
+    def _explore(self, policy: NetworkPolicy, rng: np.random.Generator) -> Episodes:
+        """Decode texts with a policy that explores and return about ``config.states`` states, any round's as likely as another's."""
+        world, arms = self.world, len(self.world.arms)
+        rounds = world.traces.lengths[world.texts].sum() / _TOKENS_PER_ROUND
+        passes = int(np.ceil(self.config.states / rounds))
+        found: list[Episodes] = []
+        for _ in range(passes):
+            episodes = Episodes(world, len(world.texts))
+            kept = np.full(episodes.count, -1)
+            while episodes.count:
+                taken = np.flatnonzero(rng.random(episodes.count) < self.config.states / (rounds * passes))
+                found.append(episodes.branched(taken))
+                actions, kept = self._exploring(policy.batch_logits(episodes.observations()), kept, arms, rng)
+                going = ~episodes.step(actions).finished
+                episodes.keep(going)
+                kept = kept[going]
+        return joined(found)
+
+    def _exploring(self, logits: NDArray[np.float32], kept: Ints, arms: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """Return sampled arms, and with which arm, or -1, each episode stays."""
+        config, count = self.config, len(kept)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True)).cumsum(axis=1)
+        sampled = (weights > rng.random((count, 1)) * weights[:, -1:]).argmax(axis=1)
+        kept = np.where(rng.random(count) < config.leave, -1, kept)
+        begins = (kept < 0) & (rng.random(count) < config.stay)
+        kept = np.where(begins, rng.integers(arms, size=count), kept)
+        return np.where(kept >= 0, kept, sampled), kept
+
+    def _costs(self, states: Episodes, policy: NetworkPolicy) -> Floats:
+        """Return ``Q(s, a)`` (ms) ``[states, arms]``."""
+        arms = len(self.world.arms)
+        branches = states.branched(np.repeat(np.arange(states.count), arms))
+        step = branches.step(np.tile(np.arange(arms), states.count))
+        costs, left = step.latency_ms, np.flatnonzero(~step.finished)
+        branches.keep(~step.finished)
+        while branches.count:
+            step = branches.step(policy.batch(branches.observations()))
+            costs[left] += step.latency_ms
+            if step.finished.any():
+                branches.keep(~step.finished)
+                left = left[~step.finished]
+        return costs.reshape(-1, arms)
+
+    def _fit(self, generator: torch.Generator) -> None:
+        config = self.config
+        observations = self._scaled(np.concatenate([lesson.observations for lesson in self.lessons]))
+        advantages = torch.from_numpy(np.concatenate([lesson.advantages for lesson in self.lessons]))
+        advantages = advantages / advantages.std().clamp(min=1e-6)
+        optimiser = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
+        for _ in range(config.n_epochs):
+            for rows in torch.randperm(len(observations), generator=generator).split(config.batch_size):
+                log_p = self.network(observations[rows]).log_softmax(-1)
+                loss = (log_p.exp() * (advantages[rows] + config.ent_coef * log_p)).sum(-1).mean()
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+
+    def _scaled(self, observations: Observations) -> Tensor:
+        return torch.from_numpy(observations / self.scale)
+
+    def save(self, path: Path) -> None:
+        """Write all that the next iteration depends on."""
+        lessons = {f"{key}.{i}": getattr(lesson, key) for i, lesson in enumerate(self.lessons) for key in ("observations", "advantages")}
+        save_file({**self.policy().tensors(), **lessons, "iteration": np.array([self.iteration])}, path)
+
+    def restore(self, path: Path) -> None:
+        """Go on from what :meth:`save` wrote."""
+        tensors = load_file(path)
+        self.iteration = int(tensors.pop("iteration")[0])
+        count = sum(key.startswith("observations.") for key in tensors)
+        self.lessons = [Lesson(tensors.pop(f"observations.{i}"), tensors.pop(f"advantages.{i}")) for i in range(count)]
+        _copy(NetworkPolicy.from_tensors(tensors), self.network)
+
+
+def _network(widths: tuple[int, ...], generator: torch.Generator) -> nn.Sequential:
+    """Return layers with tanh between them; the last is small, so that no arm is preferred at first."""
+    layers: list[nn.Module] = []
+    for i, (width, following) in enumerate(pairwise(widths)):
+        layer, last = nn.Linear(width, following), i == len(widths) - 2
+        with torch.no_grad():
+            layer.weight.normal_(std=(0.01 if last else 1.0) / width**0.5, generator=generator)
+            layer.bias.zero_()
+        layers += [layer] if last else [layer, nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+def _linears(network: nn.Sequential) -> list[nn.Linear]:
+    return [module for module in network if isinstance(module, nn.Linear)]
+
+
+def _copy(policy: NetworkPolicy, network: nn.Sequential) -> None:
+    weights, biases = policy.layers()
+    with torch.no_grad():
+        for layer, weight, bias in zip(_linears(network), weights, biases, strict=True):
+            layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
+            layer.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias)))
