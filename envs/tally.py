@@ -19,12 +19,12 @@ class Tally:
 
     def add(self, actions: NDArray[np.int64], step: Step) -> None:
         """Add one round of every episode."""
-        self._sums += (step.emitted.sum(), step.latency_ms.sum(), step.accepted.sum(), step.drafted.sum())
+        self._sums += (step.emitted.sum(), step.latency_ms.sum(), step.num_accepted_tokens.sum(), step.num_draft_tokens.sum())
         self._counts += np.bincount(actions, minlength=len(self.arms))
 
     def add_round(self, record: Round) -> None:
         """Add one round."""
-        self._sums += (len(record.emitted), record.latency_ms, record.num_accepted, len(record.drafted))
+        self._sums += (len(record.emitted), record.latency_ms, record.num_accepted_tokens, record.num_draft_tokens)
         self._counts[self.arms.index(record.arm)] += 1
 
     @property

@@ -9,9 +9,10 @@ import torch
 
 from dispatch_rl.config import PromptConfig
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
+from dispatch_rl.decoding.drafting import DraftToken
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.sampling import Sampling
-from dispatch_rl.decoding.session import DecodingSession, DraftToken
+from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.kernels.noise import gumbel
 from dispatch_rl.kernels.verify import shape, verify_exact
 from dispatch_rl.prompts import prompts

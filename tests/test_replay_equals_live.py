@@ -83,6 +83,7 @@ def unsure_arms(students: tuple[str, ...]) -> list[Arm]:
         {"max_entropy": 0.83},
         {"min_margin": 0.11, "max_entropy": 2.21},
     ]
+    limits += [{"hedge_below": 2.03}, {"hedge_below": 50.0}, {"min_margin": 0.29, "hedge_below": 1.51}]
     return [Arm(student, length, **kept) for student in students for length in (5, 13) for kept in limits]
 
 
@@ -107,13 +108,14 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def compared(recorded: Recorded) -> list[Compared]:
-    """All texts decoded by random arms, live and in replay, round by round."""
+    """All texts decoded three times by random arms, live and in replay, round by round."""
     world, rng, rounds = recorded.world, Random(0), []
-    for text in world.texts.tolist():
+    plain = [action for action, arm in enumerate(world.arms) if not arm.watches]
+    for text in 3 * world.texts.tolist():
         session, episodes = recorded.session(text), Episodes(world, 1)
         episodes.restart(np.array([0]), np.array([text]))
         while not session.finished:
-            action = rng.randrange(len(world.arms))
+            action = rng.choice(plain) if rng.random() < 0.6 else rng.randrange(len(world.arms))
             observations = (episodes.observations()[0], session.observation())
             replayed, step = episodes.record(0, action), episodes.step(np.array([action]))
             assert replayed.latency_ms == pytest.approx(step.latency_ms[0], abs=1e-9)
@@ -132,6 +134,7 @@ def test_every_round_is_the_same(compared: list[Compared]) -> None:
         assert (ours.arm, ours.students, len(ours.drafted)) == (live.arm, live.students, len(live.drafted)), pair
         assert (ours.num_accepted, ours.emitted, pair.ended[0]) == (live.num_accepted, live.emitted, pair.ended[1]), pair
         assert ours.drafted[: ours.num_accepted] == live.drafted[: live.num_accepted], pair
+        assert (ours.num_hedges, ours.hedge_stood) == (live.num_hedges, live.hedge_stood), pair
         np.testing.assert_allclose(ours.entropies_nats, live.entropies_nats, rtol=0, atol=ROUNDING)
 
 
@@ -179,6 +182,8 @@ def test_the_comparison_meets_what_is_difficult(recorded: Recorded, compared: li
     assert any(partial)
     assert any(len(pair.live.emitted) == pair.live.num_accepted < len(pair.live.drafted) for pair in compared)
     assert len({int(length) for length in traces.lengths}) > 2
+    if recorded.name == "pocket":
+        assert {pair.live.hedge_stood for pair in compared if pair.live.num_hedges} == {True, False}
     unsure = [pair for pair in compared if pair.arm.hesitates and len(pair.live.drafted) < pair.arm.length]
     assert any(not pair.live.drafted for pair in unsure)
     assert any(pair.live.num_accepted + 1 < len(pair.live.drafted) for pair in unsure)

@@ -90,9 +90,9 @@ class DecodingConfig:
     """What is decoded."""
 
     @property
-    def hesitates(self) -> bool:
-        """Whether students may stop a draft before its length, so that more is recorded of them."""
-        return any(arm.hesitates for arm in self.arms or ())
+    def watches(self) -> bool:
+        """Whether students look at how clear their choices are, so that more is recorded of them."""
+        return any(arm.watches for arm in self.arms or ())
 
     def arm_list(self, students: Sequence[str] | None = None, lookup: bool = True) -> list[Arm]:
         """Return the arms; if none are given, every student, lookup and none.

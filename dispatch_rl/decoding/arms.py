@@ -17,7 +17,7 @@ class Arm:
     """A student, how many tokens it drafts, and when it stops before.
 
     An arm with ``min_margin`` or ``max_entropy`` *hesitates*: the first token that is not within these limits is not drafted, and the
-    draft goes to the target as it is. Nor does such an arm draft behind an end-of-sequence token.
+    draft goes to the target as it is. An arm with any limit *watches* its choices, and does not draft behind an end-of-sequence token.
     """
 
     student: str
@@ -29,13 +29,17 @@ class Arm:
     the temperature plus the noise that it shares with the target, or plain logits if decoding is greedy; null for no limit."""
     max_entropy: float | None = None
     """Draft on only while the student's own entropy (nats, before temperature) is at most this; null for no limit."""
+    hedge_below: float | None = None
+    """Where the student's choice is less clear than this (nats, as in min_margin), the target judges its second choice too: if the first is
+    wrong and the second right, it stands, and the round emits one token more. null for no second choices. Rejection sampling has none."""
 
     def __post_init__(self) -> None:
         if self.student == NONE and self.length != 0:
             raise UserError(f"arms: '{NONE}' drafts nothing, so its length is 0, not {self.length}")
         if self.student != NONE and self.length < 1:
             raise UserError(f"arms: the draft length of '{self.student}' is {self.length}; it must be at least 1")
-        for key, limit in (("min_margin", self.min_margin), ("max_entropy", self.max_entropy)):
+        for key in ("min_margin", "max_entropy", "hedge_below"):
+            limit = getattr(self, key)
             if limit is not None and not 0 <= limit < float("inf"):
                 raise UserError(f"arms: {key} of '{self.student}' is {limit}; it must be a number of at least 0")
             if limit is not None and self.student in RESERVED_NAMES:
@@ -47,9 +51,15 @@ class Arm:
         return self.min_margin is not None or self.max_entropy is not None
 
     @property
+    def watches(self) -> bool:
+        """Whether the student looks at how clear its choices are."""
+        return self.hesitates or self.hedge_below is not None
+
+    @property
     def name(self) -> str:
-        """Short name for tables: ``small-6``, ``small-24-m0.1`` (margin), ``small-24-e1`` (entropy), ``lookup-6``, ``none``."""
-        limits = (f"-{letter}{limit:g}" for letter, limit in (("m", self.min_margin), ("e", self.max_entropy)) if limit is not None)
+        """Short name for tables: ``small-6``, ``small-24-m0.1`` (margin), ``-e1`` (entropy), ``-h2`` (hedge), ``lookup-6``, ``none``."""
+        named = (("m", self.min_margin), ("e", self.max_entropy), ("h", self.hedge_below))
+        limits = (f"-{letter}{limit:g}" for letter, limit in named if limit is not None)
         return f"{self.student}-{self.length}{''.join(limits)}" if self.length else self.student
 
 

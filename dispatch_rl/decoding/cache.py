@@ -93,6 +93,13 @@ class RollbackCache(Cache):
             assert layer.values is not None
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
+    def move(self, source: int, place: int) -> None:
+        """Copy what was read at position ``source`` to ``place``."""
+        for layer in self._rollback_layers:
+            assert layer.keys is not None
+            assert layer.values is not None
+            layer.keys[:, :, place], layer.values[:, :, place] = layer.keys[:, :, source], layer.values[:, :, source]
+
     def chosen(self, rows: Tensor, room: int) -> "RollbackCache":
         """Return a copy of some ``rows`` of a batch (indices, which may repeat) with room for so many further tokens."""
         copy = RollbackCache(len(self._rollback_layers))

@@ -1,6 +1,8 @@
 """What turns logits into tokens under one :class:`Sampling`, and judges drafts by it."""
 
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +16,30 @@ from dispatch_rl.kernels.verify import shape, verify_exact, verify_rejection
 
 _NOISE_BLOCK = 1 << 17
 """Noise is made for about this many (position, token) pairs at a time."""
+
+
+@dataclass(frozen=True)
+class DraftToken:
+    """One drafted token, as a policy may see it before the next."""
+
+    student: str
+    token: Tensor
+    """Token id ``[1]``, on the device."""
+    q_draft: Tensor | None
+    """Probabilities it was drawn from ``[1, vocab]``; None unless rejection sampling."""
+    logits: Tensor | None = None
+    """The student's logits ``[1, vocab]``; None for prompt lookup."""
+    second: Tensor | None = None
+    """The student's second choice ``[1]``, if the target is to judge it too."""
+
+
+class Look(NamedTuple):
+    """What a student sees in its own choice."""
+
+    hesitates: bool
+    """Whether it is not to be drafted."""
+    second: Tensor | None
+    """The second choice ``[1]``, if the target is to judge it too."""
 
 
 class Sampler:
@@ -34,8 +60,7 @@ class Sampler:
             The token ``[1]``, and for rejection sampling the probabilities ``[1, vocab]`` it was drawn from.
         """
         token = (self.scores(logits, position, draw) if scores is None else scores).argmax(-1)
-        rejection = not self.sampling.greedy and self.sampling.method == "rejection"
-        return token, self._shaped(logits).softmax(-1) if rejection else None
+        return token, self._shaped(logits).softmax(-1) if self._rejects else None
 
     def scores(self, logits: Tensor, position: int, draw: int) -> Tensor:
         """Return what a student's token for ``position`` is the largest of ``[1, vocab]``: the logits, or shaped and with noise."""
@@ -46,19 +71,21 @@ class Sampler:
             return shaped + self._noise(position, 1)
         return shaped + gumbel(self.sampling.seed, self._positions(position, 1), self.vocab, Stream.DRAFT, draw)
 
-    @staticmethod
-    def hesitates(arm: Arm, logits: Tensor, scores: Tensor) -> bool:
-        """Whether a student that follows ``arm`` stops before the token that it would draft from ``logits`` by ``scores [1, vocab]``.
+    def look(self, arm: Arm, logits: Tensor, scores: Tensor) -> Look:
+        """Return how sure a student that follows ``arm`` is of what it would draft from ``logits`` by ``scores [1, vocab]``.
 
         Raises:
             FloatingPointError: The logits are not numbers.
         """
-        first, second = scores.topk(2).values[0].tolist()
+        best = scores.topk(2)
+        first, second = best.values[0].tolist()
+        margin = first - second
         entropy_nats = 0.0 if arm.max_entropy is None else float(torch.special.entr(logits.softmax(-1)).sum())
-        if math.isnan(first - second) or math.isnan(entropy_nats):
+        if math.isnan(margin) or math.isnan(entropy_nats):
             raise FloatingPointError("logits that are not numbers")
-        unclear = arm.min_margin is not None and first - second < arm.min_margin
-        return unclear or (arm.max_entropy is not None and entropy_nats > arm.max_entropy)
+        unclear = arm.min_margin is not None and margin < arm.min_margin
+        hedges = arm.hedge_below is not None and margin < arm.hedge_below and not self._rejects
+        return Look(unclear or (arm.max_entropy is not None and entropy_nats > arm.max_entropy), best.indices[0, 1:] if hedges else None)
 
     def verify(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> tuple[int, int]:
         """Judge a draft by the target's ``logits [draft + 1, vocab]``.
@@ -90,9 +117,13 @@ class Sampler:
 
     def one_hot(self, token: Tensor) -> Tensor | None:
         """Return what a student without probabilities drew ``token [1]`` from; None unless rejection sampling."""
-        if self.sampling.greedy or self.sampling.method == "coupled":
+        if not self._rejects:
             return None
         return torch.nn.functional.one_hot(token, self.vocab).float()
+
+    @property
+    def _rejects(self) -> bool:
+        return not self.sampling.greedy and self.sampling.method == "rejection"
 
     def _shaped(self, logits: Tensor) -> Tensor:
         return shape(logits, self.sampling.temperature, self.sampling.top_k, self.sampling.top_p)

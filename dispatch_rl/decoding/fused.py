@@ -76,10 +76,13 @@ class FusedForward:
         cos, sin = self._rotary(self._embedding[:1], positions[None])
         self._cos, self._sin = cos[0].clone(), sin[0].clone()
 
-    def __call__(self, tokens: Tensor, cache: RollbackCache, mask: Tensor | None, rows: int | None) -> Tensor:
-        """Return the logits ``[rows, vocab]`` of the last ``rows`` of ``tokens [tokens]``; None means all."""
+    def __call__(
+        self, tokens: Tensor, cache: RollbackCache, mask: Tensor | None, rows: int | None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Return the logits ``[rows, vocab]`` of the last ``rows`` of ``tokens [tokens]``; ``positions`` if they are not in a row."""
         past, new = cache.length, len(tokens)
-        angles = self._cos[past : past + new, None], self._sin[past : past + new, None]
+        where = slice(past, past + new) if positions is None else positions
+        angles = self._cos[where][:, None], self._sin[where][:, None]
         return self._run(tokens[None], angles, cache, mask, past == 0 and new > 1, rows)[0]
 
     def batch(self, tokens: Tensor, positions: Tensor, cache: RollbackCache | None, mask: Tensor, rows: int) -> Tensor:

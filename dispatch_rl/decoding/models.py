@@ -1,5 +1,7 @@
 """A language model with its cache: tokens in, logits out, roll back at will."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -41,21 +43,31 @@ class CachedModel:
             self.cache.length = length
 
     @torch.inference_mode()
-    def forward(self, tokens: Tensor, rows: int | None = None) -> Tensor:
+    def adopt(self, source: int, place: int) -> None:
+        """Keep the first ``place`` tokens, and behind them the one that was read at ``source``; forget the rest."""
+        self.cache.move(source, place)
+        self.cache.length = place + 1
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, rows: int | None = None, beside: Sequence[int] = ()) -> Tensor:
         """Read ``tokens`` behind what was read before.
 
         Args:
             tokens: Token ids ``[tokens]`` on the model's device.
             rows: Return the logits of the last ``rows`` positions only; None means all.
+            beside: Of the last tokens, as many as this has numbers: in place of which of ``tokens`` each of them stands. It sees what that
+                token sees, and itself; nobody sees it.
 
         Returns:
             Logits ``[rows, vocab]``.
         """
         past, new = self.cache.length, len(tokens)
-        mask = self._mask(past, new)
-        if self._fused is not None:
-            return self._fused(tokens, self.cache, mask, rows)[:, : self.vocab]
+        mask = self._mask(past, new, beside)
         positions = torch.arange(past, past + new, device=self.device)
+        if beside:
+            positions[new - len(beside) :] = past + torch.tensor(beside, device=self.device)
+        if self._fused is not None:
+            return self._fused(tokens, self.cache, mask, rows, positions if beside else None)[:, : self.vocab]
         output = self.model(
             input_ids=tokens[None],
             position_ids=positions[None],
@@ -100,9 +112,11 @@ class CachedModel:
         logits: Tensor = output.logits[:, :, : self.vocab]
         return logits
 
-    def _mask(self, past: int, new: int) -> Tensor | None:
+    def _mask(self, past: int, new: int, beside: Sequence[int]) -> Tensor | None:
         """Return which positions each new token sees ``[1, 1, new, past + new]``; None where attention needs no mask."""
-        if past == 0 or new == 1:
+        if (past == 0 and not beside) or new == 1:
             return None
-        visible = torch.ones((new, past + new), dtype=torch.bool, device=self.device)
-        return visible.tril_(past)[None, None]
+        visible = torch.ones((new, past + new), dtype=torch.bool, device=self.device).tril_(past)
+        for row, place in enumerate(beside, new - len(beside)):
+            visible[row, past + place : past + row] = False
+        return visible[None, None]

@@ -36,6 +36,20 @@ class Round:
     """Time of the target's forward pass and the verification."""
     overhead_ms: float
     """The rest of the round."""
+    num_hedges: int = 0
+    """Second choices that were judged beside the draft."""
+    hedge_stood: bool = False
+    """Whether one of them stood, so that one token more was emitted."""
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Draft tokens, second choices included."""
+        return len(self.drafted) + self.num_hedges
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        """Draft tokens that stood, a second choice included."""
+        return self.num_accepted + self.hedge_stood
 
     @property
     def latency_ms(self) -> float:
@@ -54,9 +68,9 @@ class RoundTable:
     position: Ints
     """Emitted tokens before the round."""
     drafted: Ints
-    """Draft tokens."""
+    """Draft tokens, second choices included."""
     accepted: Ints
-    """Draft tokens that stood."""
+    """Draft tokens that stood, second choices included."""
     emitted: Ints
     """Tokens added to the text."""
     latency_ms: NDArray[np.float64]
@@ -71,7 +85,7 @@ class RoundTable:
     def of(cls, texts: Sequence[tuple[Sequence[Round], Sequence[float]]]) -> "RoundTable":
         """Return the table of some texts, each given by its rounds and the entropies before them. The first token is no round's."""
         rows = [
-            (i, r.arm, before, len(r.drafted), r.num_accepted, len(r.emitted), r.latency_ms, entropy)
+            (i, r.arm, before, r.num_draft_tokens, r.num_accepted_tokens, len(r.emitted), r.latency_ms, entropy)
             for i, (rounds, entropies) in enumerate(texts)
             for r, before, entropy in zip(rounds, accumulate((len(r.emitted) for r in rounds), initial=1), entropies, strict=False)
         ]

@@ -1,37 +1,26 @@
 """Decoding one text: draft a token, draft another, verify, commit."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
 from dispatch_rl.decoding.device_sampling import make_sampler
+from dispatch_rl.decoding.drafting import DraftToken
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.features import FeatureTracker
+from dispatch_rl.decoding.judging import judge
 from dispatch_rl.decoding.lookup import LookupIndex
 from dispatch_rl.decoding.rounds import Round, arm_name
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
 
-
-@dataclass(frozen=True)
-class DraftToken:
-    """One drafted token, as a policy may see it before the next."""
-
-    student: str
-    token: Tensor
-    """Token id ``[1]``, on the device."""
-    logits: Tensor | None
-    """The student's logits ``[1, vocab]``; None for prompt lookup."""
-    q_draft: Tensor | None
-    """Probabilities it was drawn from ``[1, vocab]``; None unless rejection sampling."""
-
+_ROOM_FOR_HEDGES = 256
+"""Second choices are read behind the draft; there are at most as many as draft tokens."""
 
 TokenPolicy = Callable[[tuple[DraftToken, ...]], str | None]
 """Asked before every draft token with the draft so far: who drafts the next, or None to verify."""
@@ -140,34 +129,28 @@ class DecodingSession:
         """Let the target judge the draft, commit what stands, and return the record of the round."""
         self._begin_round()
         began = perf_counter()
-        drafted = torch.cat([d.token for d in self._draft]) if self._draft else self.family.no_tokens
-        last = torch.tensor(self.tokens[-1:], device=self.family.device)
-        logits = self.family.target.forward(torch.cat([last, drafted]))
-        q_draft = [d.q_draft for d in self._draft if d.q_draft is not None]
-        accepted, following = self._sampler.verify(
-            logits, drafted, torch.cat(q_draft) if q_draft else None, len(self.tokens), len(self.rounds)
-        )
-        emitted = self._cut([*drafted[:accepted].tolist(), following])
-        seen = self._sampler.statistics(logits, len(emitted))
-        entropies = seen.entropy_nats.tolist()
+        verdict = judge(self.family, self._sampler, self.tokens[-1], self._draft, len(self.tokens), len(self.rounds))
+        entropies = verdict.statistics.entropy_nats.tolist()
         verify_ms = 1000 * (perf_counter() - began)
 
         students = tuple(d.student for d in self._draft)
-        self._commit(emitted, accepted)
+        self._commit(verdict.emitted, verdict.accepted, verdict.hedge_row)
         assert self._round_began is not None
         total_ms = 1000 * (perf_counter() - self._round_began)
         record = Round(
             arm=arm or arm_name(students),
             students=students,
-            drafted=tuple(drafted.tolist()),
-            num_accepted=min(accepted, len(emitted)),
-            emitted=tuple(emitted),
+            drafted=tuple(int(d.token) for d in self._draft),
+            num_accepted=min(verdict.accepted, len(verdict.emitted)),
+            emitted=tuple(verdict.emitted),
             entropies_nats=tuple(entropies),
             draft_ms=self._draft_ms,
             verify_ms=verify_ms,
             overhead_ms=total_ms - self._draft_ms - verify_ms,
+            num_hedges=verdict.hedges,
+            hedge_stood=verdict.hedge_row is not None,
         )
-        self._tracker.update(record, float(seen.top1_probability[-1]), float(seen.margin[-1]))
+        self._tracker.update(record, float(verdict.statistics.top1_probability[-1]), float(verdict.statistics.margin[-1]))
         self.rounds.append(record)
         self._draft, self._draft_ms, self._round_began = [], 0.0, None
         return record
@@ -185,7 +168,7 @@ class DecodingSession:
         """Empty the family's caches for this text; students will read it when they are chosen."""
         self.family.target.reader = self
         for model in self.family.models():
-            model.start(self.limit)
+            model.start(self.limit + _ROOM_FOR_HEDGES)
 
     def _prefill(self, prompt: list[int]) -> None:
         """Read the prompt with the target only; a student that is never chosen never reads it."""
@@ -198,10 +181,13 @@ class DecodingSession:
         self._tracker.start(float(seen.entropy_nats[0]), float(seen.top1_probability[0]), float(seen.margin[0]))
         self._commit([first], 0)
 
-    def _commit(self, emitted: list[int], accepted: int) -> None:
-        """Append ``emitted`` and drop from every cache what did not stand."""
+    def _commit(self, emitted: list[int], accepted: int, hedge_row: int | None = None) -> None:
+        """Append ``emitted`` and drop from every cache what did not stand; ``hedge_row`` says where a second choice that did was read."""
         stands = len(self.tokens) + accepted
-        self.family.target.roll_back(stands)
+        if hedge_row is None:
+            self.family.target.roll_back(stands)
+        else:
+            self.family.target.adopt(len(self.tokens) - 1 + hedge_row, stands)
         for student in {d.student for d in self._draft} - {LOOKUP}:
             self.family.students[student].roll_back(stands)
         self.tokens += emitted
@@ -211,18 +197,13 @@ class DecodingSession:
         elif len(self.tokens) >= self.limit:
             self.finish_reason = "length"
 
-    def _cut(self, emitted: list[int]) -> list[int]:
-        """Return ``emitted`` up to and including the first end-of-sequence token."""
-        ends = [i for i, token in enumerate(emitted) if token in self.family.eos_token_ids]
-        return emitted[: ends[0] + 1] if ends else emitted
-
     def _draft_arm(self, arm: Arm) -> None:
         """Draft what ``arm`` says.
 
         Raises:
             FloatingPointError: The student's logits are not numbers. Rejection sampling would let them into the text.
         """
-        limited = arm if arm.hesitates else None
+        limited = arm if arm.watches else None
         for _ in range(min(arm.length, self.room)):
             token = self.draft(arm.student, limited)
             if token is None or (limited and int(token.token) in self.family.eos_token_ids):
@@ -238,13 +219,12 @@ class DecodingSession:
         behind = torch.tensor(self.tokens[model.length :], dtype=torch.long, device=self.family.device)
         unread = self._draft[max(0, model.length - len(self.tokens)) :]
         logits = model.forward(torch.cat([behind, *(d.token for d in unread)]), rows=1)
-        place, scores = (len(self.tokens) + len(self._draft), len(self.rounds)), None
-        if arm is not None:
-            scores = self._sampler.scores(logits, *place)
-            if self._sampler.hesitates(arm, logits, scores):
-                return None
-        token, q_draft = self._sampler.draft(logits, *place, scores)
-        return DraftToken(student, token, logits, q_draft)
+        place = (len(self.tokens) + len(self._draft), len(self.rounds))
+        if arm is None:
+            return DraftToken(student, *self._sampler.draft(logits, *place), logits)
+        scores = self._sampler.scores(logits, *place)
+        look = self._sampler.look(arm, logits, scores)
+        return None if look.hesitates else DraftToken(student, *self._sampler.draft(logits, *place, scores), logits, look.second)
 
     def _draft_by_lookup(self) -> DraftToken | None:
         ids = [int(d.token) for d in self._draft]
@@ -252,7 +232,7 @@ class DecodingSession:
         if proposed is None:
             return None
         token = torch.tensor([proposed], device=self.family.device)
-        return DraftToken(LOOKUP, token, None, self._sampler.one_hot(token))
+        return DraftToken(LOOKUP, token, self._sampler.one_hot(token))
 
 
 def _text_limit(family: Family, prompt: Sequence[int], max_new_tokens: int) -> int:

@@ -67,15 +67,14 @@ class Columns:
         from pyarrow import types
 
         column = self.table.column(name)
-        if not (
-            types.is_list(column.type) and types.is_list(column.type.value_type) and types.is_floating(column.type.value_type.value_type)
-        ):
+        inner: Any = getattr(column.type, "value_type", None)
+        if not (types.is_list(column.type) and types.is_list(inner) and types.is_floating(inner.value_type)):
             raise UserError(f"{self.path}: the column '{name}' holds {column.type}, not lists of lists of numbers")
-        if column.null_count or any(part.null_count for chunk in column.chunks for part in (chunk.flatten(), chunk.flatten().flatten())):
+        lists = [chunk.flatten() for chunk in column.chunks]
+        if column.null_count or any(part.null_count + part.flatten().null_count for part in lists):
             raise UserError(f"{self.path}: the column '{name}' has gaps")
         if self.offsets is not None and not np.array_equal(np.diff(self.offsets), self._list_lengths(column)):
             raise UserError(f"{self.path}: the lists of '{name}' are not as long as those of the columns before it")
-        lists = [chunk.flatten() for chunk in column.chunks]
         lengths = np.concatenate([np.asarray(part.value_lengths(), dtype=np.int64) for part in lists] or [np.zeros(0, dtype=np.int64)])
         values = np.concatenate([part.flatten().to_numpy(zero_copy_only=False) for part in lists] or [np.zeros(0)]).astype(np.float32)
         if np.isnan(values).any():

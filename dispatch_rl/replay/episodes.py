@@ -25,6 +25,19 @@ class Step:
     emitted: Ints
     latency_ms: Floats
     finished: NDArray[np.bool_]
+    hedges: Ints
+    hedge_stands: NDArray[np.bool_]
+
+    @property
+    def num_draft_tokens(self) -> Ints:
+        """Draft tokens, second choices included."""
+        return self.drafted + self.hedges
+
+    @property
+    def num_accepted_tokens(self) -> Ints:
+        """Draft tokens that stood, second choices included."""
+        accepted: Ints = self.accepted + self.hedge_stands
+        return accepted
 
 
 class Episodes:
@@ -113,7 +126,7 @@ class Episodes:
         drafter = world.arm_drafter[actions]
         length = self._prompt + self._emitted
         outcome = world.outcomes(self._text, self._emitted, actions)
-        drafted, accepted, emitted, _ = outcome
+        drafted, accepted, emitted = outcome[:3]
         read, forwards = self._read[rows, drafter], outcome.forwards
         latency_ms = world.latency_ms(drafter, outcome, length - read, length, world.watches[actions])
         self._read[rows, drafter] = np.where(forwards > 0, length + np.minimum(forwards - 1, accepted), read)
@@ -122,7 +135,7 @@ class Episodes:
         self._acceptance[rows, drafter] = np.where(accepted < drafted, ACCEPTANCE_DECAY * believed, believed)
         self._fraction = accepted / np.maximum(drafted, 1)
         self._emitted += emitted
-        return Step(drafted, accepted, emitted, latency_ms, self._begin + self._emitted >= self._end)
+        return Step(drafted, accepted, emitted, latency_ms, self._begin + self._emitted >= self._end, outcome.hedges, outcome.hedge_stands)
 
     def observations(self, episodes: Ints | None = None) -> Observations:
         """Return the features of some ``episodes``, None meaning all, in an array of their own ``[episodes, features]``."""
@@ -146,7 +159,7 @@ class Episodes:
         length = int(self._prompt[episode]) + emitted
         at = [np.array([n]) for n in (drafter, length - self._read[episode, drafter], length)]
         total_ms = float(world.latency_ms(at[0], outcome, at[1], at[2], world.watches[[action]])[0])
-        verify_ms = float(world.verify_ms[drafter, drafted, length])
+        verify_ms = float(world.verify_ms[drafter, drafted + int(outcome.hedges[0]), length])
         overhead_ms = world.profile.overhead_ms + world.profile.token_ms * count
         begin = int(traces.offsets[text]) + emitted
         path: tuple[int | None, ...] = (None,) * count if traces.path is None else tuple(traces.path[begin : begin + count].tolist())
@@ -161,6 +174,8 @@ class Episodes:
             draft_ms=max(total_ms - verify_ms - overhead_ms, 0.0) if outcome.forwards[0] else 0.0,
             verify_ms=verify_ms,
             overhead_ms=overhead_ms,
+            num_hedges=int(outcome.hedges[0]),
+            hedge_stood=bool(outcome.hedge_stands[0]),
         )
 
 

@@ -41,7 +41,7 @@ def recording_settings(config: DecodingConfig, part: str, seed: int) -> dict[str
     """Return all settings that the texts of a recording depend on besides the family."""
     version = _source_version(config.prompts.source)
     found = {"part": part, "seed": seed, "sampling": asdict(config.sampling), "prompts": asdict(config.prompts), "source_version": version}
-    return found | ({"hesitates": True} if config.hesitates else {})
+    return found | ({"watches": True} if config.watches else {})
 
 
 def _source_version(source: str) -> str:

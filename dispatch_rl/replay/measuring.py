@@ -30,13 +30,17 @@ _CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _PROMPT = 16
 STRETCH = 6
 """Rounds with the same student."""
+_WATCHED_ROUNDS = 0.3
+"""Share of the rounds in which students watch how clear their choices are, if any arm calls for it."""
 _ENOUGH = 8
 """Fewer measurements of a query length are not worth a row of the grid."""
 
 Samples = dict[tuple[str, int], list[tuple[int, float]]]
 """Context and time (ms) of every measurement, by what was measured and query length."""
-_NEXT = 0
-"""Stands for the query length of draft tokens after the first."""
+_NEXT, _WATCHED = 0, -1
+"""Stand for the query length of draft tokens after the first, and of those whose clearness is watched."""
+_SURE = 0.0
+"""A limit of the margin that stops no draft."""
 
 
 def measure(
@@ -67,7 +71,8 @@ def measure(
                 if session.room >= max(lengths):
                     # Half of the drafts are as long as those that will be predicted.
                     length = 0 if drafter == NONE else int(rng.choice(own if rng.random() < 0.5 else lengths))
-                    overheads.append(_round(session, drafter, length, samples))
+                    watched = config.watches and drafter in family.students and rng.random() < _WATCHED_ROUNDS
+                    overheads.append(_round(session, drafter, length, samples, watched))
                     done += 1
             progress(done)
         if done >= settings.rounds:
@@ -79,6 +84,7 @@ def measure(
         after={name: _latency(samples, _behind(name)) for name in family.students},
         overhead_ms=float(np.median(overheads)),
         token_ms=_noise_ms_per_token(family, config),
+        watch_ms=_watch_ms(samples, tuple(family.students)),
         family=family_fingerprint(family),
         versions=environment(family.device_name()),
     )
@@ -111,25 +117,26 @@ def _behind(student: str) -> str:
     return f"{TARGET} behind {student}"
 
 
-def _round(session: DecodingSession, drafter: str, length: int, samples: Samples) -> float:
+def _round(session: DecodingSession, drafter: str, length: int, samples: Samples, watched: bool) -> float:
     """Do one round, sort in the times of its parts and return what it cost besides (ms)."""
     context = len(session.tokens)
     query = 1 if drafter in (LOOKUP, NONE) else context - session.family.students[drafter].length
     began = perf_counter()
     session.observation()
     times: list[float] = []
+    limits = Arm(drafter, length, min_margin=_SURE) if watched else None
     for _ in range(length):
         started = perf_counter()
-        if session.draft(drafter) is None:
+        if session.draft(drafter, limits) is None:
             break
         times.append(1000 * (perf_counter() - started))
     record = session.verify()
     total = 1000 * (perf_counter() - began)
-    if times:
+    if times and not watched:
         samples[drafter, query].append((context, times[0]))
     if len(times) > 1:
         # One entry a round, lest long drafts, whose weights are all at hand, outvote short ones.
-        samples[drafter, _NEXT].append((context + len(times) // 2, sum(times[1:]) / (len(times) - 1)))
+        samples[drafter, _WATCHED if watched else _NEXT].append((context + len(times) // 2, sum(times[1:]) / (len(times) - 1)))
     verified = (context + len(record.drafted), record.verify_ms)
     queries = len(record.drafted) + 1
     if drafter in session.family.students:
@@ -138,6 +145,13 @@ def _round(session: DecodingSession, drafter: str, length: int, samples: Samples
     if drafter in (LOOKUP, NONE, next(iter(session.family.students), None)):
         samples[TARGET, queries].append(verified)
     return total - sum(times) - record.verify_ms
+
+
+def _watch_ms(samples: Samples, students: Sequence[str]) -> float:
+    """Return what it costs a student to see how clear its choice is: the mean over the students of the medians' differences."""
+    pairs = [[samples[name, kind] for kind in (_WATCHED, _NEXT)] for name in students if (name, _WATCHED) in samples]
+    more = [float(np.median([ms for _, ms in watched]) - np.median([ms for _, ms in plain])) for watched, plain in pairs if plain]
+    return max(0.0, sum(more) / len(more)) if more else 0.0
 
 
 def _leave_unread(session: DecodingSession, family: Family, student: str, tokens: int) -> None:
@@ -151,7 +165,7 @@ def _leave_unread(session: DecodingSession, family: Family, student: str, tokens
 
 def _latency(samples: Samples, name: str) -> ForwardLatency:
     """Sort the measurements of one model into a grid. An empty cell takes the value of the cell with the next shorter context."""
-    found = {query: rows for (model, query), rows in samples.items() if model == name and query != _NEXT}
+    found = {query: rows for (model, query), rows in samples.items() if model == name and query > 0}
     if not found:
         return ForwardLatency((1,), (1,), ((0.0,),))
     most = max(map(len, found.values()))

@@ -74,6 +74,8 @@ class StudentReading:
     """Its largest probability."""
     margin: Tensor | None = None
     """How clear its choice is: the difference of its two best scores (nats), if that was asked for."""
+    second: Tensor | None = None
+    """Whether its second choice is the path's token."""
     wrong: Tensor | None = None
     """Text and column of every token that it gets wrong ``[drafts, 2]``, if that was asked for."""
     beyond: Choices | None = None
@@ -162,16 +164,15 @@ def _joined(readings: list[StudentReading]) -> StudentReading:
     found = StudentReading(match, entropy_nats, top1)
     if any(reading.margin is None for reading in readings):
         return found
-    margin, wrong, texts = [], [], 0
+    wrong, texts = [], 0
     for reading in readings:
-        assert reading.margin is not None
         assert reading.wrong is not None
-        margin.append(reading.margin)
         wrong.append(reading.wrong + torch.tensor([texts, 0], device=reading.wrong.device))
         texts += len(reading.match)
     choices = [reading.beyond for reading in readings if reading.beyond is not None]
     beyond = Choices(*(torch.cat([getattr(choice, key) for choice in choices]) for key in ("margin", "entropy_nats")))
-    return replace(found, margin=torch.cat(margin), wrong=torch.cat(wrong), beyond=beyond)
+    margin, second = (torch.cat([getattr(r, key) for r in readings]) for key in ("margin", "second"))
+    return replace(found, margin=margin, second=second, wrong=torch.cat(wrong), beyond=beyond)
 
 
 class _Reader:
@@ -210,7 +211,8 @@ class _Reader:
         ends = torch.tensor(sorted(self.family.eos_token_ids), device=tokens.device)
         read = Read(cache, self.visible, self.columns, self._noise_at)
         choices = continued(student, read, wrong, choice[wrong[:, 0], wrong[:, 1]], self.sampling, ends, beyond)
-        return replace(found, margin=margins(scored).view_as(tokens), wrong=wrong, beyond=choices)
+        second = (scored.topk(2).indices[:, 1].view_as(tokens) == tokens) & within
+        return replace(found, margin=margins(scored).view_as(tokens), second=second, wrong=wrong, beyond=choices)
 
     def _path_noise(self) -> Tensor | None:
         """Return the noise at every emitted position ``[rows * columns, vocab]``, shared by all students."""

@@ -179,7 +179,7 @@ def _shard(family: Family, recording: Recording, chosen: Sequence[Prompt], first
         members = order[start : start + size]
         for i, row in zip(members, _rows(family, recording, [chosen[i] for i in members]), strict=True):
             rows[i] = {"prompt_id": f"{recording.part}-{first + i}", **row}
-    types = features(tuple(family.students), recording.config.hesitates)
+    types = features(tuple(family.students), recording.config.watches)
     return pa.Table.from_pylist([rows[i] for i in range(len(chosen))], schema=types.arrow_schema)
 
 
@@ -194,7 +194,7 @@ def _rows(family: Family, recording: Recording, chosen: Sequence[Prompt]) -> lis
         sampling=config.sampling,
     )
     paths = write_paths(family, batch)
-    beyond = recording.settings.max_draft_length if config.hesitates else None
+    beyond = recording.settings.max_draft_length if config.watches else None
     readings = read_paths(family, batch, paths, beyond)
     columns = {**_path_columns(paths), **_student_columns(readings)}
     lengths = paths.lengths.tolist()
@@ -232,6 +232,8 @@ def _student_columns(readings: dict[str, StudentReading]) -> Row:
         columns[f"top1_probability_{name}"] = reading.top1_probability.cpu().numpy()
         if reading.margin is not None:
             columns[f"margin_{name}"] = reading.margin.cpu().numpy()
+        if reading.second is not None:
+            columns[f"second_{name}"] = reading.second.cpu().numpy()
     return columns
 
 

@@ -40,7 +40,7 @@ class _Log:
         self._columns: list[tuple[np.ndarray, ...]] = []
 
     def add(self, texts: Ints, actions: Ints, positions: Ints, step: Step, entropies: Floats) -> None:
-        columns = (texts, actions, positions, step.drafted, step.accepted, step.emitted, step.latency_ms, entropies)
+        columns = (texts, actions, positions, step.num_draft_tokens, step.num_accepted_tokens, step.emitted, step.latency_ms, entropies)
         self._columns.append(tuple(column.copy() for column in columns))
 
     def result(self, texts: Ints) -> Replayed:

@@ -29,6 +29,7 @@ accepted_S               list<uint8>    tok   alternatively: how much of a long 
 entropy_S                list<float32>  nats  entropy of student S there
 top1_probability_S       list<float32>  1     its largest probability there
 margin_S                 list<float32>  nats  how clear its choice is there (:class:`~dispatch_rl.decoding.arms.Arm`, ``min_margin``)
+second_S                 list<bool>           whether S's second choice is the token; arms with ``hedge_below`` need it and margins
 beyond_margin_S          list<list>     nats  where S is wrong: how clear its choices would be behind its wrong token, up to the longest
                                               draft; the list ends where S ends the text. Elsewhere it is empty. Arms with ``min_margin``
                                               need it
@@ -57,7 +58,7 @@ LONGEST_DRAFT = 255
 
 POSITION_FLOATS = ("entropy", "top1_probability", "margin")
 LOOKUP_COLUMNS = ("lookup_match", "lookup_drafted", "lookup_accepted")
-MATCH, ACCEPTED, BEYOND = "match_", "accepted_", "beyond_"
+MATCH, ACCEPTED, SECOND, BEYOND = "match_", "accepted_", "second_", "beyond_"
 
 
 def shard_name(shard: int) -> str:
@@ -65,8 +66,8 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}"
 
 
-def features(students: Sequence[str], hesitates: bool = False) -> "datasets.Features":
-    """Return the types of all columns that ``dispatch_rl.record`` writes; if no arm ``hesitates``, less is recorded of students."""
+def features(students: Sequence[str], watches: bool = False) -> "datasets.Features":
+    """Return the types of all columns that ``dispatch_rl.record`` writes; if no arm ``watches``, less is recorded of students."""
     from datasets import Features, List, Value
 
     scalars = {"prompt_id": "string", "kind": "string", "limit": "int32", "seed": "uint64"}
@@ -75,8 +76,8 @@ def features(students: Sequence[str], hesitates: bool = False) -> "datasets.Feat
     nested: dict[str, List] = {}
     for student in students:
         lists |= {f"match_{student}": "bool", f"entropy_{student}": "float32", f"top1_probability_{student}": "float32"}
-        if hesitates:
-            lists[f"margin_{student}"] = "float32"
+        if watches:
+            lists |= {f"margin_{student}": "float32", f"second_{student}": "bool"}
             nested |= dict.fromkeys((f"beyond_margin_{student}", f"beyond_entropy_{student}"), List(List(Value("float32"))))
     flat = {**{name: Value(kind) for name, kind in scalars.items()}, **{name: List(Value(kind)) for name, kind in lists.items()}}
     return Features(flat | nested)

@@ -15,7 +15,7 @@ from dispatch_rl.errors import UserError
 from dispatch_rl.progress import quiet_datasets
 from dispatch_rl.replay.columns import Bytes, Columns, Floats, Ints, Nested, runs
 from dispatch_rl.replay.metadata import TraceMetadata
-from dispatch_rl.replay.schema import ACCEPTED, BEYOND, LONGEST_DRAFT, LOOKUP_COLUMNS, MATCH, METADATA, POSITION_FLOATS, shard_name
+from dispatch_rl.replay.schema import ACCEPTED, BEYOND, LONGEST_DRAFT, LOOKUP_COLUMNS, MATCH, METADATA, POSITION_FLOATS, SECOND, shard_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,6 +54,8 @@ class Traces:
     """How much of a long draft of a student that begins at a position is accepted (tokens) ``[positions]``."""
     floats: dict[str, Floats]
     """``entropy``, ``margin``, ``entropy_small`` and so on, as far as recorded ``[positions]``."""
+    second: dict[str, NDArray[np.bool_]]
+    """Whether the second choice of a student is the token, as far as recorded ``[positions]``."""
     beyond: dict[str, Nested]
     """``beyond_margin_small`` and so on, as far as recorded."""
     lookup: dict[str, Bytes]
@@ -229,6 +231,7 @@ def _flatten(path: Path, table: "pa.Table", metadata: TraceMetadata) -> Traces:
         limits=columns.integers("limit", prompt_lengths + np.diff(offsets) + LONGEST_DRAFT + 1),
         accepted=accepted,
         floats={name: columns.flat(name, np.float32) for name in names if name in columns},
+        second={name: columns.flat(SECOND + name, np.bool_) for name in metadata.students if SECOND + name in columns},
         beyond={name: columns.nested(name) for name in beyond if name in columns},
         lookup={name: columns.flat(name, np.uint8) for name in LOOKUP_COLUMNS} if lookup else {},
         path=columns.flat("path", np.int32) if "path" in columns else None,

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dispatch_rl.decoding.arms import LOOKUP, NONE, ArmTable
+from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
 from dispatch_rl.decoding.features import AVERAGE_DECAY, Feature, feature_table
 from dispatch_rl.errors import UserError
-from dispatch_rl.replay.hesitation import check, drafts
 from dispatch_rl.replay.profile import Profile, interpolated
 from dispatch_rl.replay.traces import Traces
+from dispatch_rl.replay.watching import check, drafts, hedges
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -31,6 +31,10 @@ class Rounds(NamedTuple):
     """Tokens added to the text."""
     hesitates: NDArray[np.bool_]
     """Whether the student made one forward pass more, and did not draft what it was not sure of."""
+    hedges: Ints
+    """Second choices that are judged too."""
+    hedge_stands: NDArray[np.bool_]
+    """Whether one of them stands."""
 
     @property
     def forwards(self) -> Ints:
@@ -63,7 +67,7 @@ class ReplayWorld:
         self.arm_length: Ints = np.array([arm.length for arm in arms])
         self.context_limits: Ints = np.array([traces.context_limits.get(name, _OUT_OF_REACH) for name in self.drafters])
         self._compile_outcomes()
-        self._compile_limits()
+        self._compile_watching()
         self._compile_costs()
         self.static = self._static_features()
         """Features at every state, with zeros where they depend on the rounds before ``[states, features]``."""
@@ -77,22 +81,31 @@ class ReplayWorld:
         self.lookup_drafted = traces.lookup.get("lookup_drafted", silent)
         """How many tokens prompt lookup proposes ``[positions]``."""
 
-    def _compile_limits(self) -> None:
-        limits = {replace(arm, length=1) for arm in self.arms if arm.hesitates}
-        found = [(arm, drafts(self.traces, arm)) for arm in sorted(limits, key=lambda arm: arm.name)]
-        rows = {arm: row for row, (arm, _) in enumerate(found)}
-        self.arm_limits: Ints = np.array([rows.get(replace(arm, length=1), -1) if arm.hesitates else -1 for arm in self.arms])
-        self.watches = self.arm_limits >= 0
-        """Whether the student watches its own choices under an arm ``[arms]``."""
-        self.clear = np.stack([kept.drafted for _, kept in found]) if found else None
-        """How far students draft that hesitate ``[limits, positions]``; None if no arm does."""
-        self.unsure = np.stack([kept.hesitates for _, kept in found]) if found else None
+    def _compile_watching(self) -> None:
+        """Arms that share a student and limits share a row, whatever their length."""
+        self.clear_row, found = _rows([replace(arm, length=1, hedge_below=None) if arm.watches else None for arm in self.arms])
+        kept = [drafts(self.traces, arm) for arm in found]
+        self.clear = np.stack([k.drafted for k in kept]) if kept else None
+        """How far students draft that watch their choices ``[rows, positions]``; None if no arm does."""
+        self.unsure = np.stack([k.hesitates for k in kept]) if kept else None
+        """Whether they stop before a token of which they are not sure ``[rows, positions]``."""
+        self.hedge_row, found = _rows(
+            [Arm(a.student, 1, hedge_below=a.hedge_below) if a.hedge_below is not None else None for a in self.arms]
+        )
+        beside = [hedges(self.traces, arm) for arm in found]
+        self.hedges = np.stack([h.counts for h in beside]) if beside else None
+        """Second choices beside the first tokens of a draft ``[rows, positions, tokens + 1]``; None if no arm has any."""
+        self.hedge_stands = np.stack([h.stands for h in beside]) if beside else None
+        """Whether there is one that stands ``[rows, positions]``."""
+        self.watches = np.array([arm.watches for arm in self.arms])
+        """Whether the student looks at how clear its choices are ``[arms]``."""
 
     def _compile_costs(self) -> None:
         longest = int((self.traces.prompt_lengths + self.traces.lengths).max()) + int(self.arm_length.max()) + 1
         lengths = np.arange(longest + 1)
         counts = int(self.arm_length.max()) + 1
-        self.verify_ms: Floats = np.stack([self._verify_ms(name, counts, longest) for name in self.drafters])
+        judged = counts if self.hedges is None else 2 * counts
+        self.verify_ms: Floats = np.stack([self._verify_ms(name, judged, longest) for name in self.drafters])
         """Of a draft of so many tokens behind a text of such a length ``[drafters, drafts, lengths]``."""
         self.continue_ms: Floats = np.zeros((len(self.drafters), counts, longest + 1))
         """Draft tokens after the first ``[drafters, drafts, lengths]``."""
@@ -114,7 +127,7 @@ class ReplayWorld:
             for m in range(2, counts):
                 self.continue_ms[drafter, m] = self.continue_ms[drafter, m - 1] + following[np.minimum(lengths + m - 1, longest)]
         # Whatever a round costs besides the first draft token.
-        self.rest_ms: Floats = self.continue_ms + self.verify_ms + self.profile.overhead_ms
+        self.rest_ms: Floats = self.continue_ms + self.verify_ms[:, :counts] + self.profile.overhead_ms
 
     def _verify_ms(self, drafter: str, drafts: int, longest: int) -> Floats:
         target = self.profile.verification(drafter)
@@ -162,9 +175,11 @@ class ReplayWorld:
             watches: Whether the drafter watches its choices.
         """
         latency = self.rest_ms[drafter, rounds.drafted, length] + self.profile.token_ms * rounds.emitted
+        if self.hedges is not None:
+            latency += self.verify_ms[drafter, rounds.drafted + rounds.hedges, length] - self.verify_ms[drafter, rounds.drafted, length]
         if self.clear is not None:
-            forwards = np.minimum(rounds.forwards, self.continue_ms.shape[1] - 1)
-            latency += self.continue_ms[drafter, forwards, length] - self.continue_ms[drafter, rounds.drafted, length]
+            latency += self.continue_ms[drafter, rounds.forwards, length] - self.continue_ms[drafter, rounds.drafted, length]
+        if self.watches.any():
             latency += watches * rounds.forwards * self.profile.watch_ms
         if query is not None:
             latency += (rounds.forwards > 0) * self.first_forward_ms(drafter, query, length)
@@ -194,16 +209,33 @@ class ReplayWorld:
         drafted = np.where(lookup, np.minimum(drafted, self.lookup_drafted[position]), drafted)
         drafted, hesitates = self._limited(actions, position, drafted)
         accepted = np.minimum(self.accepted[drafter, position], drafted)
-        count = np.minimum(accepted + 1, traces.offsets[texts + 1] - position)
-        return Rounds(drafted, np.minimum(accepted, count), count, hesitates)
+        beside, stands = self._hedged(actions, position, drafted, accepted)
+        left = traces.offsets[texts + 1] - position
+        count = np.minimum(accepted + 1 + stands, left)
+        return Rounds(drafted, np.minimum(accepted, count), count, hesitates, beside, stands & (accepted + 1 < left))
 
     def _limited(self, actions: Ints, position: Ints, drafted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         """Return how much of what there is room for is drafted, and whether the student hesitates."""
         if self.clear is None or self.unsure is None:
             return drafted, np.zeros(drafted.shape, dtype=np.bool_)
-        limits = self.arm_limits[actions]
-        clear = np.where(limits >= 0, self.clear[limits, position], drafted)
-        return np.minimum(drafted, clear), (clear < drafted) & self.unsure[limits, position]
+        row = self.clear_row[actions]
+        clear = np.where(row >= 0, self.clear[row, position], drafted)
+        return np.minimum(drafted, clear), (clear < drafted) & self.unsure[row, position]
+
+    def _hedged(self, actions: Ints, position: Ints, drafted: Ints, accepted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """Return how many second choices there are, and whether one stands in place of the first wrong token."""
+        if self.hedges is None or self.hedge_stands is None:
+            return np.zeros_like(drafted), np.zeros(drafted.shape, dtype=np.bool_)
+        row = self.hedge_row[actions]
+        there = np.minimum(position + accepted, self.traces.num_positions - 1)
+        beside = np.where(row >= 0, self.hedges[row, position, np.minimum(drafted, self.hedges.shape[2] - 1)], 0)
+        return beside, (row >= 0) & (accepted < drafted) & self.hedge_stands[row, there]
+
+
+def _rows(alike: Sequence[Arm | None]) -> tuple[Ints, list[Arm]]:
+    """Return the number of each among those that differ, -1 for None, and those."""
+    found = sorted({arm for arm in alike if arm is not None}, key=lambda arm: arm.name)
+    return np.array([-1 if arm is None else found.index(arm) for arm in alike]), found
 
 
 def _check(traces: Traces, arms: Sequence) -> None:  # type: ignore[type-arg]

@@ -39,8 +39,8 @@ class Progress:
             return None
         self._last = record
         self._tokens += len(record.emitted)
-        self._drafted += len(record.drafted)
-        self._accepted += record.num_accepted
+        self._drafted += record.num_draft_tokens
+        self._accepted += record.num_accepted_tokens
         self._ms += record.latency_ms
         acceptance = f"{self._accepted / self._drafted:.0%}" if self._drafted else "-"
         return (

@@ -1,4 +1,4 @@
-"""How far students draft that stop where their choice is unclear, from everywhere on a path."""
+"""What students do that watch how clear their choices are, from everywhere on a path: where they stop, and where they hedge."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from dispatch_rl.decoding.arms import Arm
 from dispatch_rl.errors import UserError
 from dispatch_rl.replay.columns import Bytes, Nested, runs
-from dispatch_rl.replay.schema import BEYOND, LONGEST_DRAFT
+from dispatch_rl.replay.schema import BEYOND, LONGEST_DRAFT, SECOND
 from dispatch_rl.replay.traces import Traces
 
 
@@ -32,7 +32,8 @@ def drafts(traces: Traces, arm: Arm) -> Drafts:
     """
     positions = np.arange(traces.num_positions)
     matching = np.minimum(traces.accepted[arm.student], LONGEST_DRAFT - 1).astype(np.int64)
-    sure = runs(_within(arm, _floats(traces, arm, "margin"), _floats(traces, arm, "entropy")), traces.offsets).astype(np.int64)
+    clear = _within(arm, len(positions), _floats(traces, arm, "margin"), _floats(traces, arm, "entropy"))
+    sure = runs(clear, traces.offsets).astype(np.int64)
     to_end = np.repeat(traces.offsets[1:], traces.lengths) - positions
     wrong = np.minimum(positions + matching, traces.num_positions - 1)
     on, ends = _beyond(traces, arm)
@@ -43,13 +44,42 @@ def drafts(traces: Traces, arm: Arm) -> Drafts:
     return Drafts(np.minimum(drafted, LONGEST_DRAFT).astype(np.uint8), hesitates)
 
 
+class Hedges(NamedTuple):
+    """Second choices beside the drafts of a student that nothing stops."""
+
+    counts: Bytes
+    """How many there are in the first tokens of a draft from every position ``[positions, longest draft + 1]``."""
+    stands: NDArray[np.bool_]
+    """Whether there is one at this position, and it is the token ``[positions]``."""
+
+
+def hedges(traces: Traces, arm: Arm) -> Hedges:
+    """Return where a student hedges, drafting on the path up to its first wrong token, and beyond it behind that."""
+    assert arm.hedge_below is not None
+    unclear = traces.floats[f"margin_{arm.student}"] < arm.hedge_below
+    beyond = traces.beyond[f"{BEYOND}margin_{arm.student}"]
+    positions = np.arange(traces.num_positions)
+    matching = traces.accepted[arm.student].astype(np.int64)
+    wrong = np.minimum(positions + matching, traces.num_positions - 1)
+    lengths = np.diff(beyond.offsets)
+    unclear_beyond = np.append(beyond.values < arm.hedge_below, False)
+    counts = np.zeros((traces.num_positions, traces.max_draft_length + 1), dtype=np.uint8)
+    for k in range(traces.max_draft_length):
+        behind = k - matching - 1
+        known = (behind >= 0) & (behind < lengths[wrong])
+        there = unclear_beyond[np.where(known, beyond.offsets[wrong] + behind, len(beyond.values))]
+        here = unclear[np.minimum(positions + k, traces.num_positions - 1)]
+        counts[:, k + 1] = counts[:, k] + np.where(behind < 0, here, there)
+    return Hedges(counts, unclear & traces.second[arm.student])
+
+
 def _beyond(traces: Traces, arm: Arm) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return how many tokens are drafted behind a wrong one at each position, and whether the last of them ends the text."""
-    nested = {key: traces.beyond[f"{BEYOND}{key}_{arm.student}"] for key in _limits(arm)}
+    nested = {key: traces.beyond[f"{BEYOND}{key}_{arm.student}"] for key in _limits(arm) or ("margin",)}
     offsets = next(iter(nested.values())).offsets
     if any(not np.array_equal(other.offsets, offsets) for other in nested.values()):
         raise UserError(f"{traces.source}: the lists beyond the path of '{arm.student}' are not equally long")
-    clear = _within(arm, *(_values(nested.get(key)) for key in ("margin", "entropy")))
+    clear = _within(arm, len(next(iter(nested.values())).values), *(_values(nested.get(key)) for key in ("margin", "entropy")))
     on, lengths = np.zeros(traces.num_positions, dtype=np.int64), np.diff(offsets)
     filled = lengths > 0
     on[filled] = np.minimum(runs(clear, offsets)[offsets[:-1][filled]], lengths[filled])
@@ -64,10 +94,13 @@ def _limits(arm: Arm) -> dict[str, float]:
     return {key: limit for key, limit in (("margin", arm.min_margin), ("entropy", arm.max_entropy)) if limit is not None}
 
 
-def _within(arm: Arm, margin: NDArray[np.float32] | None, entropy: NDArray[np.float32] | None) -> NDArray[np.bool_]:
-    clear = [values >= limit for values, limit in ((margin, arm.min_margin),) if values is not None and limit is not None]
-    clear += [values <= limit for values, limit in ((entropy, arm.max_entropy),) if values is not None and limit is not None]
-    within: NDArray[np.bool_] = np.logical_and.reduce(clear)
+def _within(arm: Arm, count: int, margin: NDArray[np.float32] | None, entropy: NDArray[np.float32] | None) -> NDArray[np.bool_]:
+    """Return which of ``count`` choices are clear enough."""
+    within = np.ones(count, dtype=np.bool_)
+    if margin is not None and arm.min_margin is not None:
+        within &= margin >= arm.min_margin
+    if entropy is not None and arm.max_entropy is not None:
+        within &= entropy <= arm.max_entropy
     return within
 
 
@@ -76,11 +109,14 @@ def _floats(traces: Traces, arm: Arm, key: str) -> NDArray[np.float32] | None:
 
 
 def check(traces: Traces, arm: Arm) -> None:
-    """Refuse an arm that hesitates where the recording does not say when.
+    """Refuse an arm that watches its choices where the recording does not tell of them.
 
     Raises:
         UserError: Naming the arm.
     """
-    names = [name for key in _limits(arm) for name in (f"{key}_{arm.student}", f"{BEYOND}{key}_{arm.student}")]
-    if missing := [name for name in names if name not in {*traces.floats, *traces.beyond}]:
+    hedging = arm.hedge_below is not None
+    keys = {*_limits(arm), *(["margin"] if hedging else [])}
+    names = [name for key in sorted(keys) for name in (f"{key}_{arm.student}", f"{BEYOND}{key}_{arm.student}")]
+    known = {*traces.floats, *traces.beyond, *(SECOND + name for name in traces.second)}
+    if missing := [name for name in (*names, *([SECOND + arm.student] if hedging else [])) if name not in known]:
         raise UserError(f"arms: '{arm.name}' needs the columns {', '.join(missing)}, which {traces.source} does not hold; leave it out")
