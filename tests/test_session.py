@@ -1,5 +1,6 @@
 """What a session promises besides the text: caches that roll back in place, lazy students, honest records."""
 
+from collections.abc import Sequence
 from itertools import islice
 from random import Random
 
@@ -60,10 +61,10 @@ def test_catch_up_is_part_of_the_first_draft_forward(pocket: Family, monkeypatch
     lengths: list[int] = []
     forward = CachedModel.forward
 
-    def counted(self: CachedModel, tokens: torch.Tensor, rows: int | None = None) -> torch.Tensor:
+    def counted(self: CachedModel, tokens: torch.Tensor, rows: int | None = None, beside: Sequence[int] = ()) -> torch.Tensor:
         if self is pocket.students["small"]:
             lengths.append(len(tokens))
-        return forward(self, tokens, rows)
+        return forward(self, tokens, rows, beside)
 
     monkeypatch.setattr(CachedModel, "forward", counted)
     behind = len(session.tokens)
