@@ -25,7 +25,7 @@ class TrackingConfig:
     """W&B tags."""
     init_timeout_s: float = 5.0
     """Seconds after which a W&B host that does not answer is given up, and the run kept offline."""
-    finish_timeout_s: float = 8.0
+    finish_timeout_s: float = 7.0
     """Seconds that uploads may still take at the end; the rest stays in the run's folder for `wandb sync`."""
 
     def __post_init__(self) -> None:

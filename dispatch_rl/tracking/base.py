@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -44,19 +45,24 @@ class Tracking:
 
     Args:
         own: The run's own record; what it raises is raised.
-        others: Conveniences; one that raises is dropped with a warning, and the run goes on.
+        others: Conveniences; one that raises is told nothing more, with a warning, and the run goes on.
     """
 
     def __init__(self, own: Tracker, others: Sequence[Tracker] = ()) -> None:
         self._own = own
         self._others = list(others)
+        self._failed: list[Tracker] = []
         self._step = 0
 
     def __enter__(self) -> "Tracking":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        failed = list(self._failed)
         self._each(lambda tracker: tracker.finish(kind is not None))
+        for tracker in failed:
+            with suppress(Exception):  # the warning has been given
+                tracker.finish(True)
 
     def rewind(self, step: int) -> None:
         """Go on behind ``step``; -1 begins anew."""
@@ -91,4 +97,5 @@ class Tracking:
                 act(tracker)
             except Exception as error:  # whatever another package raises: following a run is worth less than the run
                 self._others.remove(tracker)
+                self._failed.append(tracker)
                 sys.stderr.write(f"warning: {tracker.title} fails and is left out from here on: {first_line(error)}\n")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from dispatch_rl.config import TrainConfig
-from dispatch_rl.errors import first_line
 from dispatch_rl.runs import RunFolder
 from dispatch_rl.tracking import weights_and_biases
 from dispatch_rl.tracking.base import Tracker, Tracking
@@ -24,7 +23,7 @@ def open_tracking(run: RunFolder, config: TrainConfig) -> Tracking:
         try:
             others.append(weights_and_biases.begin(run, config.name, config.tracking, flat(asdict(config)), mode))
         except Exception as error:  # a broken installation, a folder that cannot be written, whatever wandb may raise
-            sys.stderr.write(f"warning: W&B cannot begin and is left out: {first_line(error)}\n")
+            sys.stderr.write(f"warning: W&B cannot begin and is left out: {' '.join(str(error).split())[:200]}\n")
     return Tracking(LinesTracker(run), others)
 
 

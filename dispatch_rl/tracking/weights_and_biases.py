@@ -3,11 +3,15 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from ssl import SSLError
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 from dispatch_rl.config import TrackingConfig
 from dispatch_rl.errors import UserError, first_line
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 Mode = Literal["online", "offline", "off"]
 
 PROJECT = "dispatch-rl"
+_ANSWER_S = 2.0
+"""How long a host may take to say anything at the end of a run."""
 _MODES: dict[str, Mode] = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "off", "off": "off"}
 
 
@@ -74,7 +80,13 @@ def begin(folder: RunFolder, name: str, settings: TrackingConfig, config: Mappin
     import wandb
 
     # Silent, wandb never asks for a key, not even on a terminal.
-    silent = wandb.Settings(silent=True, init_timeout=settings.init_timeout_s, finish_timeout=settings.finish_timeout_s, save_code=False)
+    silent = wandb.Settings(
+        silent=True,
+        init_timeout=settings.init_timeout_s,
+        finish_timeout=settings.finish_timeout_s,
+        finish_timeout_raises=True,
+        save_code=False,
+    )
     wandb.setup(silent)
     kept = Identity.read(folder.tracking)
     project = settings.project or os.environ.get("WANDB_PROJECT") or PROJECT
@@ -93,7 +105,7 @@ def begin(folder: RunFolder, name: str, settings: TrackingConfig, config: Mappin
     run, why = None, "as asked for"
     if mode == "online":
         try:
-            run = wandb.init(**options, mode="online", resume="allow")
+            run = wandb.init(**options, mode="online", resume=None if kept is None else "allow")
         except Exception as error:  # what a missing key, a wrong address or a silent host raises differs by release
             why = first_line(error).rstrip(".")
     run = run or wandb.init(**options, mode="offline")
@@ -142,13 +154,29 @@ class WandbTracker:
     def bundle(self, name: str, folder: Path, about: Row) -> None:
         import wandb
 
+        # wandb would ask a host that has gone for 19 s.
+        if not self._run.offline and not _answers(self._run.settings.base_url):
+            raise ConnectionError(f"its host does not answer any more; {self._remedy()}")
         with _staged_below(self._folder):
             artifact = wandb.Artifact(name, type="model", metadata=dict(about))
             artifact.add_dir(str(folder))
             self._run.log_artifact(artifact)
 
     def finish(self, failed: bool) -> None:
-        self._run.finish(exit_code=int(failed))
+        import wandb
+
+        try:
+            self._run.finish(exit_code=int(failed))
+        except TimeoutError as error:
+            raise TimeoutError(f"its host did not take everything in time; {self._remedy()}") from error
+        except Exception:
+            # Its service has gone; else wandb would print a traceback about that when Python ends.
+            with suppress(Exception):
+                wandb.teardown()
+            raise
+
+    def _remedy(self) -> str:
+        return f"`wandb sync {self._run.settings.sync_dir}` uploads what it lacks"
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         # W&B takes no earlier steps than its last; after a kill the first ones are told again.
@@ -171,3 +199,22 @@ def _staged_below(folder: Path) -> Iterator[None]:
     finally:
         if given is None:
             del os.environ["WANDB_DATA_DIR"]
+
+
+def _answers(url: str) -> bool:
+    """Return whether a host says anything at all, be it that the page does not exist."""
+    heard: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urlopen(url, timeout=_ANSWER_S).close()
+        except (OSError, ValueError) as error:
+            heard.append(isinstance(error, HTTPError) or (isinstance(error, URLError) and isinstance(error.reason, SSLError)))
+        else:
+            heard.append(True)
+
+    # In a thread, as finding the host's address knows no time limit.
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S)
+    return heard == [True]
