@@ -108,6 +108,9 @@ def begin(folder: RunFolder, name: str, settings: TrackingConfig, config: Mappin
             run = wandb.init(**options, mode="online", resume=None if kept is None else "allow")
         except Exception as error:  # what a missing key, a wrong address or a silent host raises differs by release
             why = first_line(error).rstrip(".")
+            # The run that could not begin still holds its id, which a resumed run and a sweep's agent insist on.
+            wandb.teardown()
+            wandb.setup(silent)
     run = run or wandb.init(**options, mode="offline")
     Identity(run.id, run.project, run.entity or settings.entity).write(folder.tracking)
     where = run.settings.sync_dir
@@ -143,7 +146,8 @@ class WandbTracker:
 
         columns: list[str | int] = list(dict.fromkeys(key for row in rows for key in row))
         data = [[_cell(row.get(str(column))) for column in columns] for row in rows]
-        self._log(step, {name: wandb.Table(columns=columns, data=data)})
+        with _staged_below(self._folder):
+            self._log(step, {name: wandb.Table(columns=columns, data=data)})
 
     def image(self, step: int, name: str, png: bytes) -> None:
         import wandb
