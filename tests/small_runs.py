@@ -1,7 +1,9 @@
 """Trainings that take a second or two."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,11 @@ def start(home: Path, name: str, *options: str) -> Path:
     """Train on replay and return the run's folder."""
     train.main(arguments(home, name, *options))
     return home / "runs" / name
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """Return the metrics of a run."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def killed_at_validation(number: int, training: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def test_a_run_compared_has_the_numbers_of_its_evaluation(first: Path, rows: dic
 
 
 def test_evaluating_again_gives_the_stored_rows_exactly(first: Path, others: list[Path]) -> None:
-    """The best policy reproduces its stored evaluation in replay, to the last digit, in the folder and in a copy of it."""
+    """The best policy reproduces its stored evaluation in replay, to the last digit."""
     for run in (first, *others):
         stored = (run / "evaluation.json").read_bytes()
         evaluate.main([str(run), "--mode=replay"])
