@@ -14,7 +14,7 @@ from dispatch_rl.errors import UserError
 from tests.families import qwen2, tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["train", "evaluate", "record", "profile", "calibrate", "export", "generate", "doctor", "pocket", "pocket.card"]
+COMMANDS = ["train", "evaluate", "compare", "record", "profile", "calibrate", "export", "generate", "doctor", "pocket", "pocket.card"]
 COMMANDS += ["bench decode", "bench replay", "bench endurance", "bench kernels"]
 
 Main = Callable[[Sequence[str]], None]
