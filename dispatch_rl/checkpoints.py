@@ -6,6 +6,7 @@ No pickle: tensors and arrays go to ``state.safetensors``; counters and the stat
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,16 @@ def save(model: Learner, extra: dict[str, Any], folder: Path) -> None:
     env = _replay_env(model)
     if env is not None:
         arrays |= {f"env.{key}": value for key, value in env.state().items()}
+    write_state(folder, arrays, {**scalars, "extra": extra})
+
+
+def write_state(folder: Path, arrays: Arrays, scalars: dict[str, Any]) -> None:
+    """Write arrays and JSON values to ``folder``, which appears only when it is whole; an older state is replaced."""
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, unfinished / "state.safetensors")
-    write_json(unfinished / "state.json", {**scalars, "extra": extra})
+    write_json(unfinished / "state.json", scalars)
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -71,10 +77,18 @@ def load(model: Learner, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: The state is broken, or of another configuration.
     """
+    return read_state(folder, lambda scalars, arrays: _restore(model, scalars, arrays))
+
+
+def read_state(folder: Path, restore: Callable[[dict[str, Any], Arrays], None]) -> dict[str, Any]:
+    """Give what :func:`write_state` wrote to ``restore``, and return what else was kept.
+
+    Raises:
+        UserError: The state is broken, or of another configuration.
+    """
     try:
         scalars = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        arrays = load_file(folder / "state.safetensors")
-        _restore(model, scalars, arrays)
+        restore(scalars, load_file(folder / "state.safetensors"))
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: the state of the training cannot be read: {error!r}") from error
     extra: dict[str, Any] = scalars["extra"]

@@ -14,14 +14,14 @@ and now and then stays with a random one for some rounds, since a student that w
 only if it is kept. (Rollout classification policy iteration, Lagoudakis and Parr 2003, with costs in place of the best action's label.)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from dispatch_rl.config import PolicyIterationConfig
@@ -158,14 +158,14 @@ class PolicyIteration:
     def _scaled(self, observations: Observations) -> Tensor:
         return torch.from_numpy(observations / self.scale)
 
-    def save(self, path: Path) -> None:
-        """Write all that the next iteration depends on."""
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return all that the next iteration depends on."""
         lessons = {f"{key}.{i}": getattr(lesson, key) for i, lesson in enumerate(self.lessons) for key in ("observations", "advantages")}
-        save_file({**self.policy().tensors(), **lessons, "iteration": np.array([self.iteration])}, path)
+        return {**self.policy().tensors(), **lessons, "iteration": np.array([self.iteration])}
 
-    def restore(self, path: Path) -> None:
-        """Go on from what :meth:`save` wrote."""
-        tensors = load_file(path)
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from a :meth:`state`."""
+        tensors = dict(state)
         self.iteration = int(tensors.pop("iteration")[0])
         count = sum(key.startswith("observations.") for key in tensors)
         self.lessons = [Lesson(tensors.pop(f"observations.{i}"), tensors.pop(f"advantages.{i}")) for i in range(count)]

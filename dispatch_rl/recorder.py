@@ -17,6 +17,42 @@ from dispatch_rl.policies.network import NetworkPolicy
 from dispatch_rl.runs import RunFolder
 from dispatch_rl.tracking.base import Tracking
 
+
+class Selection:
+    """Validates policies, keeps them, and knows the best.
+
+    Args:
+        run: Where policies go.
+        tracking: Where metrics go.
+        validate: Returns metrics of a policy on validation prompts; by ``latency_ms_per_token`` the best policy is chosen.
+    """
+
+    def __init__(self, run: RunFolder, tracking: Tracking, validate: Callable[[NetworkPolicy], Mapping[str, float]]) -> None:
+        self.run = run
+        self.tracking = tracking
+        self.validate = validate
+        self.best: dict[str, float] = {}
+        """What validation said about the best policy."""
+
+    def consider(self, step: int, policy: NetworkPolicy) -> float:
+        """Validate a policy after ``step`` rounds, keep it, as the best if no other was faster, and return its latency (ms per token)."""
+        found = {f"validation/{key}": value for key, value in self.validate(policy).items()}
+        latency_ms = found["validation/latency_ms_per_token"]
+        _save(policy, self.run.checkpoint(step))
+        if latency_ms < self.best.get("validation/latency_ms_per_token", float("inf")):
+            self.best = found
+            _save(policy, self.run.best_policy)
+        self.tracking.log(step, found)
+        return latency_ms
+
+
+def _save(policy: NetworkPolicy, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    policy.save(temporary)
+    temporary.replace(path)
+
+
 _ROW_ROUNDS = 16_384
 """Rounds between two rows of the metrics, if the learner's own rollouts are shorter."""
 
@@ -25,34 +61,29 @@ class Recorder(BaseCallback):
     """A callback of Stable-Baselines3.
 
     Args:
-        run: Where checkpoints go.
-        tracking: Where metrics go.
+        selection: Where policies and metrics go.
         tally: Sums over the rounds that are learned from; in replay the environment keeps them itself.
         live: Whether the rounds come one by one in ``infos``.
-        validate: Returns metrics of a policy on validation prompts; by ``latency_ms_per_token`` the best policy is chosen.
         interval: Rounds between two validations.
         progress: Told the number of rounds done and a line about them.
     """
 
     def __init__(
         self,
-        run: RunFolder,
-        tracking: Tracking,
+        selection: Selection,
         tally: Tally,
         live: bool,
-        validate: Callable[[NetworkPolicy], Mapping[str, float]],
         interval: int,
         progress: Callable[[int, str], None],
     ) -> None:
         super().__init__()
-        self.run = run
-        self.tracking = tracking
+        self.selection = selection
+        self.run = selection.run
+        self.tracking = selection.tracking
         self.tally = tally
         self.live = live
-        self.validate = validate
         self.interval = interval
         self.progress = progress
-        self.best: dict[str, float] = {}
         self.validated_at = 0
         self._rewards = (0.0, 0)
         self._seconds_before = 0.0
@@ -69,7 +100,7 @@ class Recorder(BaseCallback):
     def resume(self, folder: Path) -> None:
         """Go on from the state in ``folder``: forget the metrics written after it."""
         extra = checkpoints.load(self.model, folder)  # type: ignore[arg-type]
-        self.best, self.validated_at = extra["best"], extra["validated_at"]
+        self.selection.best, self.validated_at = extra["best"], extra["validated_at"]
         self._rewards = (extra["rewards"], extra["rewarded"])
         self._seconds_before = extra["seconds"]
         self._since_row = (self.model.num_timesteps, self._seconds_before)
@@ -117,23 +148,17 @@ class Recorder(BaseCallback):
         """Validate the policy as it is, keep it, as the best if no other was faster, and keep the state of the training."""
         self.validated_at = self.num_timesteps
         policy = extract_policy(self.model)  # type: ignore[arg-type]
-        found = {f"validation/{key}": value for key, value in self.validate(policy).items()}
-        latency_ms = found["validation/latency_ms_per_token"]
-        self._save(policy, self.run.checkpoint(self.num_timesteps))
-        if latency_ms < self.best.get("validation/latency_ms_per_token", float("inf")):
-            self.best = found
-            self._save(policy, self.run.best_policy)
-        self.tracking.log(self.num_timesteps, found)
+        latency_ms = self.selection.consider(self.num_timesteps, policy)
         rewards, rewarded = self._rewards
-        extra = {"best": self.best, "validated_at": self.validated_at, "seconds": self._seconds(), "rewards": rewards, "rewarded": rewarded}
+        extra = {
+            "best": self.selection.best,
+            "validated_at": self.validated_at,
+            "seconds": self._seconds(),
+            "rewards": rewards,
+            "rewarded": rewarded,
+        }
         checkpoints.save(self.model, extra, self.run.state)  # type: ignore[arg-type]
         return latency_ms
-
-    def _save(self, policy: NetworkPolicy, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        policy.save(temporary)
-        temporary.replace(path)
 
 
 class _Forwarding(KVWriter):

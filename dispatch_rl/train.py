@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dispatch_rl.decoding.features import Feature
     from dispatch_rl.envs.tally import Tally
     from dispatch_rl.policies.network import NetworkPolicy
+    from dispatch_rl.recorder import Selection
     from dispatch_rl.replay.sources import ReplaySource
     from dispatch_rl.runs import RunFolder
     from dispatch_rl.tracking.base import Tracking
@@ -182,8 +183,8 @@ class Training:
         other.check_interface(features, arms)
         path = other.best_policy
         policy = NetworkPolicy.load(path)
-        if policy.widths != tuple(self.config.ppo.net_arch):
-            raise UserError(f"ppo.net_arch: {list(self.config.ppo.net_arch)} is not that of {path}, {list(policy.widths)}")
+        if policy.widths != tuple(self.config.net_arch):
+            raise UserError(f"{self.config.algo}.net_arch: {self.config.net_arch} is not that of {path}, {list(policy.widths)}")
         return policy
 
     def _learn(
@@ -196,34 +197,61 @@ class Training:
         tracking: "Tracking",
     ) -> "NetworkPolicy":
         """Let the learner learn and return the policy that was fastest on the validation prompts."""
+        from dispatch_rl.policies.network import NetworkPolicy
+        from dispatch_rl.progress import progress_bar
+        from dispatch_rl.recorder import Selection
+
+        selection = Selection(self.folder, tracking, validate)
+        with progress_bar("learning", self.config.total_steps) as update:
+            if self.config.algo == "policy_iteration":
+                self._iterate(selection, initial, update)
+            else:
+                self._learn_by_sampling(env, features, tally, selection, initial, update)
+        tracking.summarise(selection.best)
+        return NetworkPolicy.load(self.folder.best_policy)
+
+    def _learn_by_sampling(
+        self,
+        env: "VecEnv",
+        features: "tuple[Feature, ...]",
+        tally: "Tally",
+        selection: "Selection",
+        initial: "NetworkPolicy | None",
+        update: "Callable[[int, str], None]",
+    ) -> None:
+        """Let one of Stable-Baselines3's learners learn."""
         from stable_baselines3 import PPO
 
         from dispatch_rl import checkpoints
         from dispatch_rl.learning import build_learner, start_from
-        from dispatch_rl.policies.network import NetworkPolicy
-        from dispatch_rl.progress import progress_bar
         from dispatch_rl.recorder import Recorder
 
-        config, run = self.config, self.folder
+        config = self.config
         model = build_learner(env, features, config, None)
         if initial is not None and isinstance(model, PPO):
             start_from(model, initial)
-        with progress_bar("learning", config.total_steps) as update:
-            recorder = Recorder(run, tracking, tally, config.live, validate, config.validation_interval, update)
-            recorder.attach(model)
-            state = checkpoints.find(run.state)
-            if state is None:
-                tracking.rewind(-1)
-            else:
-                recorder.resume(state)
-                print(f"going on after {model.num_timesteps} of {config.total_steps} rounds")
-            left = config.total_steps - model.num_timesteps
-            if left > 0:
-                model.learn(left, callback=recorder, reset_num_timesteps=state is None)
-            if recorder.validated_at < model.num_timesteps:
-                recorder.validate_now()
-        tracking.summarise(recorder.best)
-        return NetworkPolicy.load(run.best_policy)
+        recorder = Recorder(selection, tally, config.live, config.validation_interval, update)
+        recorder.attach(model)
+        state = checkpoints.find(self.folder.state)
+        if state is None:
+            selection.tracking.rewind(-1)
+        else:
+            recorder.resume(state)
+            print(f"going on after {model.num_timesteps} of {config.total_steps} rounds")
+        left = config.total_steps - model.num_timesteps
+        if left > 0:
+            model.learn(left, callback=recorder, reset_num_timesteps=state is None)
+        if recorder.validated_at < model.num_timesteps:
+            recorder.validate_now()
+
+    def _iterate(self, selection: "Selection", initial: "NetworkPolicy | None", update: "Callable[[int, str], None]") -> None:
+        """Let policy iteration learn."""
+        from dispatch_rl.iterating import iterate
+        from dispatch_rl.iteration import PolicyIteration
+
+        assert self.source is not None
+        learner = PolicyIteration(self.source.world("train"), self.config.policy_iteration, self.config.seed, initial)
+        iterate(learner, selection, update)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,15 @@ class TrainConfig(DecodingConfig):
     @property
     def total_steps(self) -> int:
         """Rounds to learn from."""
+        if self.algo == "policy_iteration":
+            return self.policy_iteration.iterations * self.policy_iteration.states
         return self.ppo.sizes(self.live)[0] if self.algo == "ppo" else self.dqn.total_steps
+
+    @property
+    def net_arch(self) -> list[int]:
+        """Widths of the hidden layers of the policy."""
+        learner: PPOConfig | DQNConfig | PolicyIterationConfig = getattr(self, self.algo)
+        return learner.net_arch
 
     @property
     def validation_interval(self) -> int:
