@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dispatch_rl.config import DecodingConfig
+from dispatch_rl.config import DecodingConfig, PromptConfig
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.models import CachedModel
 
@@ -39,15 +39,26 @@ def _model_parts(model: CachedModel) -> list[Any]:
 
 def recording_settings(config: DecodingConfig, part: str, seed: int) -> dict[str, Any]:
     """Return all settings that the texts of a recording depend on besides the family."""
-    version = _source_version(config.prompts.source)
-    return {"part": part, "seed": seed, "sampling": asdict(config.sampling), "prompts": asdict(config.prompts), "source_version": version}
+    version = _source_version(config.prompts)
+    # The key came later: recordings that were made before it keep their fingerprints.
+    cut = {} if config.family.max_context is None else {"max_context": config.family.max_context}
+    return {
+        "part": part,
+        "seed": seed,
+        "sampling": asdict(config.sampling),
+        "prompts": config.prompts.settings(),
+        "source_version": version,
+        **cut,
+    }
 
 
-def _source_version(source: str) -> str:
+def _source_version(config: PromptConfig) -> str:
     """Return what tells one state of the prompts from another: the content of files; a hub dataset is told by its name alone."""
-    if source == "pocket":
+    if config.source == "pocket":
         return platform.python_version()  # code prompts are cut from its library
-    path = Path(source)
+    if config.known is not None:
+        return digest(asdict(config.known))
+    path = Path(config.source)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return digest([[str(file.relative_to(path)), _content(file)] for file in files])
 
