@@ -8,7 +8,7 @@ from dispatch_rl.decoding.arms import RESERVED_NAMES
 from dispatch_rl.errors import UserError
 
 DType = Literal["float32", "bfloat16", "float16"]
-Quantization = Literal["bitsandbytes-int4", "bitsandbytes-int8", "torchao-int4", "torchao-int8", "torchao-fp8", "finegrained-fp8"]
+Quantization = Literal["bitsandbytes-int4", "torchao-int8", "torchao-fp8", "finegrained-fp8"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class ModelSource:
     """Type of its weights in memory; null means family.dtype."""
     quantization: Quantization | None = None
     """Make the weights smaller while they are loaded; a quantised student is as lossless as any other. null takes them as they are stored,
-    quantised checkpoints included. bitsandbytes and torchao are packages; finegrained-fp8 needs a GPU of the Ada generation or later, and
-    so does speed from torchao-int4."""
+    quantised checkpoints included. bitsandbytes and torchao are packages; finegrained-fp8 needs a GPU of the Ada generation or later."""
     device_map: str | dict[str, Any] | None = None
     """Spread the model over devices, as auto, balanced, or a device by name of module; a single device such as cuda:1 puts all of it there.
     null means family.device. Needs the package accelerate."""
@@ -73,11 +72,6 @@ class FamilyConfig:
             raise UserError(f"family.threads: {self.threads} is not at least 1")
         if self.max_context is not None and self.max_context < 2:
             raise UserError(f"family.max_context: {self.max_context} is not at least 2")
-        if self.target.quantization == "bitsandbytes-int8":
-            raise UserError(
-                "family.target.quantization: bitsandbytes-int8 rounds a token by those that are read with it, "
-                "so verifying would change the text; take another, or none"
-            )
 
     @property
     def sources(self) -> dict[str, ModelSource]:

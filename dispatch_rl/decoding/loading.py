@@ -66,6 +66,8 @@ class Loader:
         model, report = self._load(key, load, **options)
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"{key}.path: {resolve(source)} lacks {len(missing)} tensors, {missing[0]} among them")
+        if any(weight.is_meta for weight in model.parameters()):
+            raise UserError(f"{key}.device_map: parts of {resolve(source)} would stay on the disk; it needs more memory, or quantization")
         loaded: PreTrainedModel = (model if placed is not None else model.to(self._device)).eval().requires_grad_(False)
         return loaded
 
@@ -125,8 +127,7 @@ def _quantization(key: str, method: str, dtype: torch.dtype, device: torch.devic
     for package in ("accelerate",) if library == "finegrained" else ("accelerate", library):
         _check_package(key, package)
     if library == "bitsandbytes":
-        small: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-        return transformers.BitsAndBytesConfig(**(small if method.endswith("int4") else {"load_in_8bit": True}))
+        return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     if library == "torchao":
         from torchao import quantization
 

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dispatch_rl.config import DecodingConfig, PromptConfig
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.models import CachedModel
@@ -31,7 +33,8 @@ def _model_parts(model: CachedModel) -> list[Any]:
     config = {key: value for key, value in model.model.config.to_dict().items() if key not in _VOLATILE}
     tensors = []
     for name, weights in model.model.named_parameters():
-        flat = weights.detach().reshape(-1)
+        plain = weights.data if type(weights.data) is Tensor else weights.data.dequantize()
+        flat = plain.reshape(-1)
         sampled = flat[:: max(1, len(flat) // _SAMPLED_WEIGHTS)][:_SAMPLED_WEIGHTS]
         tensors.append([name, list(weights.shape), str(weights.dtype), sampled.float().tolist()])
     return [config, tensors]
