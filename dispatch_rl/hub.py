@@ -1,9 +1,11 @@
 """Whether the hub of models and datasets can be asked, found out in seconds: its own client tries for half a minute per file."""
 
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -45,13 +47,15 @@ def _probe(host: str, port: int) -> str | None:
 
 @contextmanager
 def cache_only() -> Iterator[None]:
-    """Let ``datasets`` read what is in its cache and ask nobody."""
-    import datasets
+    """Let the libraries of the hub, ``datasets`` included where it is loaded, read what is in their caches and ask nobody."""
     from huggingface_hub import constants
 
-    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    flags: list[Any] = [constants, *([sys.modules["datasets"].config] if "datasets" in sys.modules else [])]
+    before = [flag.HF_HUB_OFFLINE for flag in flags]
+    for flag in flags:
+        flag.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+        for flag, value in zip(flags, before, strict=True):
+            flag.HF_HUB_OFFLINE = value

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from importlib.resources import files
 from importlib.util import find_spec
@@ -78,10 +78,9 @@ class Loader:
         if not local and not _HUB_ID.fullmatch(path):
             raise UserError(f"{key}.path: there is no folder {path}")
         obstacle = None if local else self._obstacle
-        if obstacle:
-            options["local_files_only"] = True
         try:
-            return load(path, revision=source.revision or "main", **options)
+            with hub.cache_only() if obstacle else nullcontext():
+                return load(path, revision=source.revision or "main", **options)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             if obstacle and not isinstance(try_to_load_from_cache(path, "config.json", revision=source.revision), str):
                 raise UserError(f"{key}.path: {path} is neither a folder here nor in the local cache, and {obstacle}") from error

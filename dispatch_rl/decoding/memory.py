@@ -18,6 +18,7 @@ _USUAL_CONTEXT = 4_096
 _BYTES = {"int4": 0.5625, "int8": 1.0, "fp8": 1.0}
 """Bytes of a weight by how it is quantised; four bits share a scale among 64."""
 _GIB = 2**30
+_ALL_GPUS = "all GPUs"
 
 
 def check_memory(config: FamilyConfig, model_configs: Mapping[str, PreTrainedConfig], device: torch.device) -> None:
@@ -35,9 +36,12 @@ def check_memory(config: FamilyConfig, model_configs: Mapping[str, PreTrainedCon
     for key, model_config in model_configs.items():
         source = config.sources[key]
         dtype = getattr(torch, config.dtype_of(source))
-        needed[_place(source, device)][key] = _weight_bytes(model_config, dtype, source.quantization) + _cache_bytes(
-            model_config, dtype, min(config.max_context or _USUAL_CONTEXT, model_config.get_text_config().max_position_embeddings)
-        )
+        tokens = min(config.max_context or _USUAL_CONTEXT, model_config.get_text_config().max_position_embeddings)
+        size = _weight_bytes(model_config, dtype, source.quantization) + _cache_bytes(model_config, dtype, tokens)
+        needed[_place(source, device)][key] = size
+    if _ALL_GPUS in needed:
+        # What is spread shares the GPUs with what is not.
+        needed[_ALL_GPUS] = {key: size for place, shares in needed.items() if place != "cpu" for key, size in shares.items()}
     for place, shares in needed.items():
         free = _free_bytes(place)
         if free is not None and sum(shares.values()) > free:
@@ -49,13 +53,12 @@ def check_memory(config: FamilyConfig, model_configs: Mapping[str, PreTrainedCon
 
 
 def _place(source: ModelSource, device: torch.device) -> str:
-    """Return the device that a model goes to, ``all GPUs`` if it is spread."""
-    if source.device_map is None:
-        return str(device)
+    """Return the device that a model goes to, all GPUs if it is spread."""
     try:
-        return str(torch.device(source.device_map))  # type: ignore[arg-type]
+        place = device if source.device_map is None else torch.device(source.device_map)  # type: ignore[arg-type]
     except (RuntimeError, TypeError):
-        return "all GPUs" if torch.cuda.is_available() else "cpu"
+        return _ALL_GPUS if torch.cuda.is_available() else "cpu"
+    return f"cuda:{torch.cuda.current_device() if place.index is None else place.index}" if place.type == "cuda" else str(place)
 
 
 def _weight_bytes(config: PreTrainedConfig, dtype: torch.dtype, quantization: str | None) -> float:
@@ -92,7 +95,7 @@ def _cache_bytes(config: PreTrainedConfig, dtype: torch.dtype, tokens: int) -> f
 
 def _free_bytes(place: str) -> float | None:
     """Return the free memory of a device; None if it cannot be told."""
-    if place == "all GPUs":
+    if place == _ALL_GPUS:
         return sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
     if place.startswith("cuda"):
         return torch.cuda.mem_get_info(torch.device(place))[0]

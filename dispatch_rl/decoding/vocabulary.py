@@ -79,7 +79,7 @@ def _difference(
     if len(words) != len(others):
         return f"it has {_size(len(others))}, the target's {_size(len(words))}"
     if words != others:
-        token, number = next((token, number) for token, number in words.items() if others.get(token) != number)
+        number, token = min((number, token) for token, number in words.items() if others.get(token) != number)
         there = f"number {others[token]}" if token in others else "none of its"
         return f"{token!r} is number {number} of the target's tokens and {there}"
     if target(PROBE, add_special_tokens=False)["input_ids"] != student(PROBE, add_special_tokens=False)["input_ids"]:
