@@ -1,5 +1,6 @@
 """Datasets of prompts, wherever they are: files, folders, the hub, and sets that are known by name."""
 
+import difflib
 import glob
 import os
 import re
@@ -8,6 +9,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 from urllib.request import urlopen
 
 from dispatch_rl import hub
@@ -38,7 +40,11 @@ def load_dataset(config: PromptConfig) -> Any:
         return _load_hub(config)
     formats = ", ".join(_FORMATS)
     names = ", ".join(["pocket", *PROMPT_SETS])
-    raise UserError(f"prompts.source: {path} is none of {names}, nor a {formats} file, a folder, or OWNER/NAME of a dataset on the hub")
+    near = difflib.get_close_matches(config.source, PROMPT_SETS, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(
+        f"prompts.source: {path} is none of {names}, nor a {formats} file, a folder, or OWNER/NAME of a dataset on the hub{meant}"
+    )
 
 
 def _load_known(config: PromptConfig, known: PromptSet) -> Any:
@@ -59,7 +65,7 @@ def _fetched(name: str, url: str) -> Path:
     path = Path(datasets.config.HF_DATASETS_CACHE) / "dispatch-rl" / f"{name}-{blake2b(url.encode(), digest_size=8).hexdigest()}.jsonl"
     if path.is_file():
         return path
-    elsewhere = f"save {url} and give its name, with --prompts.template"
+    elsewhere = f"save {url} elsewhere and give --prompts.source=question.jsonl --prompts.column=turns"
     if datasets.config.HF_HUB_OFFLINE:
         raise UserError(f"prompts.source: {name} is not in the local cache, and HF_HUB_OFFLINE=1 is set; {elsewhere}")
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
@@ -68,7 +74,8 @@ def _fetched(name: str, url: str) -> Path:
         with urlopen(url, timeout=hub.PATIENCE_S) as answer:
             unfinished.write_bytes(answer.read())
     except OSError as error:
-        raise UserError(f"prompts.source: {name} cannot be fetched: {first_line(error)}; {elsewhere}") from error
+        reason = first_line(error.reason) if isinstance(error, URLError) and isinstance(error.reason, OSError) else first_line(error)
+        raise UserError(f"prompts.source: {name} cannot be fetched: {reason}; {elsewhere}") from error
     unfinished.replace(path)
     return path
 

@@ -151,7 +151,8 @@ def test_a_dataset_in_the_cache_needs_no_hub(tmp_path: Path, monkeypatch: pytest
     prepared = tmp_path / "cache" / "HuggingFaceH4___math-500" / "default" / "0.0.0" / "0123abcd"
     builder = datasets.load_dataset_builder("HuggingFaceH4/MATH-500", None)
     builder.download_and_prepare()
-    Path(builder.cache_dir).rename(prepared) if prepared.parent.mkdir(parents=True) is None else None
+    prepared.parent.mkdir(parents=True)
+    Path(builder.cache_dir).rename(prepared)
     for file in prepared.glob("*.arrow"):
         file.rename(file.with_name(f"math-500-{file.name.rpartition('-')[2]}"))
     monkeypatch.undo()
