@@ -21,7 +21,7 @@ _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 """What ``datasets`` says of data without a row."""
 _TEXT_TYPES = ("string", "large_string", "string_view", "extension<arrow.json>")
 """Arrow types of a column that may hold text; the last one holds texts and numbers mixed."""
-_NUMBER = re.compile(r"u?int\d+|float|double|halffloat|bool|null|decimal")
+_NUMBER = re.compile(r"u?int\d+|(half)?float|double|bool")
 """Arrow types that a template may take besides."""
 
 
@@ -102,8 +102,8 @@ def _check_columns(config: PromptConfig, dataset: Any, columns: Iterable[str]) -
         if column not in dataset.column_names:
             raise UserError(f"{key}: {config.source} has no column '{column}'; it has {', '.join(dataset.column_names)}")
         kind = dataset.features.arrow_schema.field(column).type
-        held = str(getattr(kind, "value_type", kind))
-        if held not in _TEXT_TYPES and (config.template is None or not _NUMBER.match(held)):
+        is_number = config.template is not None and _NUMBER.fullmatch(str(kind))
+        if str(getattr(kind, "value_type", kind)) not in _TEXT_TYPES and not is_number:
             raise UserError(f"{key}: column '{column}' of {config.source} holds {kind}, not text")
 
 

@@ -166,12 +166,15 @@ def test_a_missing_shard_is_one_line(other_folder: Path, tmp_path: Path) -> None
         ({"device_map": "auto"}, "device_map: it needs the package accelerate;"),
     ],
 )
-def test_missing_packages_are_named(other_folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str) -> None:
-    """What cannot be done here is told before the weights are read."""
+def test_missing_packages_are_named(
+    other_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    """What cannot be done here is told before any weight is read: there is none."""
+    shutil.copytree(other_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     lacking = {"bitsandbytes", "torchao"} | ({"accelerate"} if "device_map" in options else set())
     monkeypatch.setattr(loading, "find_spec", lambda package: None if package in lacking else Mock())
-    student = ModelSource(str(other_folder / "tiny"), **options)
-    config = FamilyConfig(ModelSource(str(other_folder / "target")), {"x": student}, device="cpu")
+    student = ModelSource(f"{tmp_path}/bare/tiny", **options)
+    config = FamilyConfig(ModelSource(f"{tmp_path}/bare/target"), {"x": student}, device="cpu")
     assert refusal(config).startswith(f"family.students.x.{message}")
 
 

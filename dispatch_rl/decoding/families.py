@@ -113,10 +113,11 @@ def _load(config: FamilyConfig, device: torch.device, loaded: PreTrainedModel | 
     tokenizers = {key: loader.tokenizer(key) for key in keys}
     remarks = check_tokenizers({key: source.path for key, source in config.sources.items()}, tokenizers)
     unloaded = keys if loaded is None else keys[1:]
+    options = {key: loader.options(key) for key in unloaded}
     model_configs = {key: loader.model_config(key) for key in unloaded}
     if config.check_memory:
         check_memory(config, model_configs, device)
-    models = ({} if loaded is None else {keys[0]: loaded}) | {key: loader.model(key) for key in unloaded}
+    models = ({} if loaded is None else {keys[0]: loaded}) | {key: loader.model(key, options[key]) for key in unloaded}
     vocab = min(model.config.vocab_size for model in models.values())
     target, *students = (CachedModel(model, vocab, device) for model in models.values())
     limit = min(target.context_limit, config.max_context or target.context_limit)

@@ -1,7 +1,7 @@
 """Tokenizers, configurations and weights from folders and the hub; whatever goes wrong becomes one line that names the key."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from importlib.resources import files
@@ -47,28 +47,37 @@ class Loader:
         config: PreTrainedConfig = self._load(key, AutoConfig.from_pretrained)
         return config
 
-    def model(self, key: str) -> PreTrainedModel:
+    def options(self, key: str) -> dict[str, Any]:
+        """Return how the model at a configuration key is to be loaded.
+
+        Raises:
+            UserError: A package is missing, or the device cannot do what is asked.
+        """
+        source = self._config.sources[key]
+        options: dict[str, Any] = {"dtype": getattr(torch, self._config.dtype_of(source))}
+        if source.device_map is not None:
+            _check_package(f"{key}.device_map", "accelerate")
+            options["device_map"] = source.device_map
+        elif source.quantization is not None or _direct(self._device):
+            options["device_map"] = str(self._device)
+        if source.quantization is not None:
+            options["quantization_config"] = _quantization(key, source.quantization, options["dtype"], self._device)
+        return options
+
+    def model(self, key: str, options: Mapping[str, Any]) -> PreTrainedModel:
         """Return the model at a configuration key, on its device.
 
         Raises:
-            UserError: A package is missing, or the device cannot do what is asked; or a file is missing, corrupt or incomplete.
+            UserError: A file is missing, corrupt or incomplete.
         """
         source = self._config.sources[key]
-        options: dict[str, Any] = {"dtype": getattr(torch, self._config.dtype_of(source)), "output_loading_info": True}
-        if source.quantization is not None:
-            options["quantization_config"] = _quantization(key, source.quantization, options["dtype"], self._device)
-        placed = source.device_map or (str(self._device) if source.quantization or _direct(self._device) else None)
-        if source.device_map is not None:
-            _check_package(f"{key}.device_map", "accelerate")
-        if placed is not None:
-            options["device_map"] = placed
         load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
-        model, report = self._load(key, load, **options)
+        model, report = self._load(key, load, output_loading_info=True, **options)
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"{key}.path: {resolve(source)} lacks {len(missing)} tensors, {missing[0]} among them")
         if any(weight.is_meta for weight in model.parameters()):
             raise UserError(f"{key}.device_map: parts of {resolve(source)} would stay on the disk; it needs more memory, or quantization")
-        loaded: PreTrainedModel = (model if placed is not None else model.to(self._device)).eval().requires_grad_(False)
+        loaded: PreTrainedModel = (model if "device_map" in options else model.to(self._device)).eval().requires_grad_(False)
         return loaded
 
     def _load(self, key: str, load: Callable[..., T], **options: Any) -> T:
