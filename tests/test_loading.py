@@ -18,6 +18,7 @@ from dispatch_rl import cli
 from dispatch_rl.config import FamilyConfig, ModelSource, TrainConfig
 from dispatch_rl.decoding import loading
 from dispatch_rl.decoding.families import Family, load_family
+from dispatch_rl.decoding.memory import _weight_bytes
 from dispatch_rl.errors import UserError
 from dispatch_rl.record import main as record
 from tests.families import VOCAB, family_config, llama, tokenizer
@@ -127,17 +128,21 @@ def test_memory_is_counted_before_loading(other_folder: Path, tmp_path: Path) ->
     gib = (4 * (4 * 2**40 + 3 * 2**42) * 4 + 4_096 * 4 * 2 * 2**20 * 4) / 2**30
     assert f"huge {gib:.3g}; leave students out" in told
     assert told.startswith(f"family: its models need {gib:.3g} GiB on cpu, where ")
-    quantised = {"huge": ModelSource(str(tmp_path / "huge"), dtype="bfloat16", quantization="bitsandbytes-int4")}
-    gib = (4 * (4 * 2**40 + 3 * 2**42) * 0.5625 + 10 * 4 * 2 * 2**20 * 2) / 2**30
-    assert f"huge {gib:.3g};" in refusal(FamilyConfig(config.target, quantised, max_context=10))
-    unchecked = FamilyConfig(config.target, config.students, check_memory=False)
-    assert "family.students.huge.path" in refusal(unchecked)
+    assert "family.target.path" in refusal(FamilyConfig(ModelSource(f"{tmp_path}/huge"), {}, check_memory=False))
+
+
+def test_quantised_weights_count_less(tmp_path: Path) -> None:
+    """Those of the layers, by hand: 4 * 2**40 + 3 * 2**42 in each of 4; embedding, head and norms stay as they are."""
+    config = LlamaConfig.from_pretrained(huge(tmp_path / "huge").path)
+    layers, rest = 4 * (4 * 2**40 + 3 * 2**42), 2 * VOCAB * 2**20 + 9 * 2**20
+    for quantization, width in ((None, 2), ("bitsandbytes-int4", 0.5625), ("torchao-fp8", 1), ("finegrained-fp8", 1)):
+        assert _weight_bytes(config, torch.bfloat16, quantization) == layers * width + rest * 2
+    config.quantization_config = {"quant_method": "awq", "bits": 4}  # as a checkpoint says that is quantised already
+    assert _weight_bytes(config, torch.bfloat16, None) == layers * 0.5625 + rest * 2
 
 
 def test_the_pocket_family_takes_what_it_weighs() -> None:
     """The estimate of the weights is exact for models as they are stored."""
-    from dispatch_rl.decoding.memory import _weight_bytes
-
     family = load_family(FamilyConfig())
     for model in family.models():
         assert _weight_bytes(model.model.config, torch.float32, None) == 4 * sum(p.numel() for p in model.model.parameters())
