@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from dispatch_rl import __version__, cli
-from dispatch_rl.config import FamilyConfig
+from dispatch_rl.config import DecodingConfig, TrainConfig
 from dispatch_rl.errors import UserError
 
 PACKAGES = (
@@ -15,11 +15,8 @@ PACKAGES = (
 
 
 @dataclass(frozen=True)
-class DoctorConfig:
-    """What to look at."""
-
-    family: FamilyConfig = FamilyConfig()
-    """The family to be checked."""
+class DoctorConfig(TrainConfig):
+    """What to look at; every key of a training run is understood, so that one file serves both."""
 
 
 def versions() -> list[tuple[str, str]]:
@@ -44,18 +41,19 @@ def devices() -> list[tuple[str, str]]:
     return found
 
 
-def family_check(config: FamilyConfig) -> list[tuple[str, str]]:
+def family_check(config: DecodingConfig) -> list[tuple[str, str]]:
     """Load a family and decode a little with every student.
 
     Raises:
-        UserError: It cannot be loaded, or a student changed the text.
+        UserError: It cannot be loaded, has no chat format though one is asked for, or a student changed the text.
     """
     from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
     from dispatch_rl.decoding.families import load_family
     from dispatch_rl.decoding.sampling import Sampling
     from dispatch_rl.decoding.session import DecodingSession
 
-    family = load_family(config)
+    family = load_family(config.family)
+    chat = [("chat", repr(family.decode(family.encode_message("...", config.prompts.system))))] if config.prompts.chat else []
     texts = {}
     for arm in [Arm(NONE), Arm(LOOKUP, 4), *(Arm(student, 4) for student in family.students)]:
         session = DecodingSession(family, family.encode("def add(a, b):\n    return"), Sampling(temperature=0.6), 48)
@@ -66,7 +64,9 @@ def family_check(config: FamilyConfig) -> list[tuple[str, str]]:
     if wrong:
         raise UserError(f"family: {', '.join(wrong)} changed the text of the target; set family.dtype to float32")
     return [
-        ("models", family.describe()),
+        ("models", family.describe().splitlines()[0]),
+        *(("remark", remark) for remark in family.remarks),
+        *chat,
         ("context", f"{family.context_limit} tokens"),
         ("lossless", f"same text with {', '.join(student for student in texts if student != NONE)} and without"),
     ]
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     """Print versions, devices and the check of a family."""
     parser = cli.make_parser(DoctorConfig, "doctor", "Print versions and devices, and check that a family decodes losslessly.")
     config = cli.build(DoctorConfig, parser, cli.parse(parser, argv))
-    for title, section in (("versions", versions()), ("devices", devices()), ("family", family_check(config.family))):
+    for title, section in (("versions", versions()), ("devices", devices()), ("family", family_check(config))):
         print(title)
         for name, value in section:
             print(f"  {name:<18} {value}")

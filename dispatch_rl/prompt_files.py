@@ -1,9 +1,8 @@
 """Texts from files, folders and the hub. They stay on the disk, as Arrow, and are read when they are asked for."""
 
-import glob
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -11,143 +10,101 @@ from pathlib import Path
 from typing import Any
 
 from dispatch_rl.config import PromptConfig
+from dispatch_rl.config.prompts import parse_template
 from dispatch_rl.errors import UserError, first_line
 from dispatch_rl.progress import quiet_datasets
+from dispatch_rl.prompt_sources import load_dataset
 
 # `datasets` takes most of a second to import, so it is imported where it is used.
 
-_FORMATS = {".txt": "from_text", ".jsonl": "from_json", ".json": "from_json", ".parquet": "from_parquet"}
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 """What ``datasets`` says of data without a row."""
 _TEXT_TYPES = ("string", "large_string", "string_view", "extension<arrow.json>")
 """Arrow types of a column that may hold text; the last one holds texts and numbers mixed."""
+_NUMBER = re.compile(r"u?int\d+|(half)?float|double|bool")
+"""Arrow types that a template may take besides."""
 
 
 @dataclass(frozen=True)
 class TextColumn:
-    """One column of a dataset on the disk."""
+    """The prompts of a dataset on the disk: a column, or a template over several."""
 
     name: str
     """Name of the file (without its suffix), folder or hub dataset."""
     source: str
     """``prompts.source``."""
-    column: str
-    """Name of the column."""
+    templated: bool
+    """Whether there is a template, which takes numbers too."""
+    pieces: tuple[tuple[str, str | None], ...]
+    """Texts, each with the name of the column whose text follows it, if one does."""
     dataset: Any
-    """A ``datasets.Dataset`` with this column alone."""
+    """A ``datasets.Dataset`` with these columns alone."""
 
     def __getitem__(self, row: int) -> str:
         """Read one text."""
-        text: str = self.dataset[row][self.column]
+        text = self._filled(self.dataset[row])
+        assert text is not None
         return text
 
+    def _filled(self, row: Mapping[str, Any]) -> str | None:
+        """Return the text of a row; None if a column holds none, or all of them nothing but blanks."""
+        held = {column: _text(row[column], numbers=self.templated) for column in self.dataset.column_names}
+        if None in held.values() or not any(text and text.strip() for text in held.values()):
+            return None
+        return "".join(text + (held[column] or "" if column is not None else "") for text, column in self.pieces)
+
     def texts(self) -> Iterator[tuple[int, str]]:
-        """Yield every row that holds more than blanks, and its text.
+        """Yield every row that holds more than blanks, and its prompt.
 
         Raises:
             UserError: A text cannot be decoded.
         """
         with _reading(self.source):
+            columns = self.dataset.column_names
             batches = self.dataset.iter(batch_size=1_000)
-            for row, text in enumerate(chain.from_iterable(batch[self.column] for batch in batches)):
-                if isinstance(text, str) and text.strip():
-                    yield row, text
+            rows = chain.from_iterable(zip(*(batch[column] for column in columns), strict=True) for batch in batches)
+            for number, values in enumerate(rows):
+                if (text := self._filled(dict(zip(columns, values, strict=True)))) is not None:
+                    yield number, text
+
+
+def _text(value: Any, *, numbers: bool) -> str | None:
+    """Return the text of a value: of several turns the first, and a number, where it may be one, as it is written."""
+    if isinstance(value, list):
+        value = value[0] if value else None
+    if numbers and isinstance(value, int | float):
+        return str(value)
+    return value if isinstance(value, str) else None
 
 
 def read_column(config: PromptConfig) -> TextColumn:
-    """Return the column of prompts that ``config`` names.
+    """Return the prompts that ``config`` names.
 
     Raises:
         UserError: The source is missing, of an unknown kind, broken or empty, or it has no such subset, split or column of text.
     """
-    path = Path(config.source)
+    config, path = config.resolved(), Path(config.source)
     with _reading(config.source):
         # A dataset may have been saved in another format than Python's own.
-        dataset = _load(config, path).with_format(None)
-        column = "text" if path.suffix == ".txt" and path.is_file() else config.column
+        dataset = load_dataset(config).with_format(None)
+        pieces = parse_template(config.template) if config.template is not None else [("", config.column)]
+        if path.suffix == ".txt" and path.is_file() and config.template is None:
+            pieces = [("", "text")]
+        columns = sorted({column for _, column in pieces if column is not None})
+        _check_columns(config, dataset, columns)
+        name = path.stem if path.is_file() else config.source if config.known else path.resolve().name
+        return TextColumn(name, config.source, config.template is not None, tuple(pieces), dataset.select_columns(columns))
+
+
+def _check_columns(config: PromptConfig, dataset: Any, columns: Iterable[str]) -> None:
+    key = "prompts.column" if config.template is None else "prompts.template"
+    for column in columns:
         if column not in dataset.column_names:
-            there = ", ".join(dataset.column_names)
-            raise UserError(f"prompts.column: {config.source} has no column '{column}'; it has {there}")
-        held = str(dataset.features.arrow_schema.field(column).type)
-        if held not in _TEXT_TYPES:
-            raise UserError(f"prompts.column: column '{column}' of {config.source} holds {held}, not text")
-        name = path.stem if path.is_file() else path.resolve().name
-        return TextColumn(name, config.source, column, dataset.select_columns([column]))
-
-
-def _load(config: PromptConfig, path: Path) -> Any:
-    if path.is_dir():
-        return _load_folder(config, path)
-    if path.suffix in _FORMATS:
-        return _load_file(path)
-    if _HUB_ID.fullmatch(config.source) and not path.exists():
-        return _load_hub(config)
-    formats = ", ".join(_FORMATS)
-    raise UserError(f"prompts.source: {path} is neither 'pocket' nor a {formats} file, a folder, or OWNER/NAME of a dataset on the hub")
-
-
-def _load_file(path: Path) -> Any:
-    import datasets
-
-    if not path.is_file():
-        raise UserError(f"prompts.source: there is no file {path}")
-    if path.stat().st_size == 0:
-        raise UserError(f"prompts.source: {path} is empty")
-    # Its file names are patterns, and `load_dataset` would ask the hub even for a local file.
-    return getattr(datasets.Dataset, _FORMATS[path.suffix])(glob.escape(str(path)))
-
-
-def _load_folder(config: PromptConfig, path: Path) -> Any:
-    import datasets
-
-    if (path / "state.json").is_file():
-        return datasets.load_from_disk(str(path))
-    if (path / "dataset_dict.json").is_file():
-        splits = datasets.load_from_disk(str(path))
-        _check_split(config, splits)
-        return splits[config.dataset_split]
-    # A relative path such as `json` would be taken for a format.
-    folder = str(path.resolve())
-    if glob.escape(folder) != folder:
-        raise UserError(f"prompts.source: the *, ? or [ in {folder} would be taken for a pattern of names; rename the folder")
-    return _prepare(config, folder)
-
-
-def _load_hub(config: PromptConfig) -> Any:
-    import datasets
-
-    try:
-        return _prepare(config, config.source)
-    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
-        absent = f"{config.source} is neither a file nor a folder here, and the hub cannot be reached or does not have it"
-        raise UserError(f"prompts.source: {absent}: {first_line(error)}") from error
-
-
-def _prepare(config: PromptConfig, source: str) -> Any:
-    """Do what ``load_dataset`` does, with a look at the splits before one is chosen."""
-    builder = _builder(config, source)
-    builder.download_and_prepare()
-    _check_split(config, builder.info.splits)
-    return builder.as_dataset(split=config.dataset_split)
-
-
-def _builder(config: PromptConfig, source: str) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset_builder(source, config.subset)
-    except ValueError as error:
-        subsets = datasets.get_dataset_config_names(source)
-        if config.subset in subsets or (config.subset is None and len(subsets) == 1):
-            raise
-        wrong = "has several subsets" if config.subset is None else f"has no subset '{config.subset}'"
-        raise UserError(f"prompts.subset: {config.source} {wrong}; choose from {', '.join(subsets)}") from error
-
-
-def _check_split(config: PromptConfig, splits: dict[str, Any]) -> None:
-    if config.dataset_split not in splits:
-        raise UserError(f"prompts.dataset_split: {config.source} has no split '{config.dataset_split}'; it has {', '.join(splits)}")
+            raise UserError(f"{key}: {config.source} has no column '{column}'; it has {', '.join(dataset.column_names)}")
+        kind = dataset.features.arrow_schema.field(column).type
+        is_number = config.template is not None and _NUMBER.fullmatch(str(kind))
+        if str(getattr(kind, "value_type", kind)) not in _TEXT_TYPES and not is_number:
+            raise UserError(f"{key}: column '{column}' of {config.source} holds {kind}, not text")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class Prompt:
     """One text to continue."""
 
     kind: str
-    """reasoning, code, or the name of the file, folder or hub dataset it comes from."""
+    """reasoning, code, or the name of the set, file, folder or hub dataset it comes from."""
     tokens: tuple[int, ...]
     """Token ids."""
     seed: int
@@ -57,7 +57,7 @@ def prompts(config: PromptConfig, family: Family, split: Split, seed: int) -> It
     else:
         texts = _file_prompts(config, rng, split)
     for number, (kind, text) in enumerate(texts):
-        tokens = tuple(family.encode(text))
+        tokens = tuple(family.encode_message(text, config.system) if config.chat else family.encode(text))
         if not tokens:
             raise UserError(f"prompts.source: an empty prompt in {config.source}")
         if len(tokens) >= family.context_limit:

@@ -130,7 +130,7 @@ def test_printed_configuration_is_a_configuration(tmp_path: Path, capsys: pytest
         ("family: {threads: 0}", "family.threads: 0"),
         ("family: {device: toaster}", "family.device: 'toaster'"),
         ("prompts: {source: /no/such/file.jsonl}", "prompts.source: there is no file /no/such/file.jsonl"),
-        ("prompts: {source: poems.doc}", "prompts.source: poems.doc is neither"),
+        ("prompts: {source: poems.doc}", "prompts.source: poems.doc is none of pocket"),
         ("name: ../escape", "name: '../escape'"),
     ],
 )

@@ -24,7 +24,8 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dispatch_rl import dispatched
 from dispatch_rl.config import ModelSource
-from dispatch_rl.decoding.families import Family, resolve
+from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.loading import resolve
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
 from dispatch_rl.runtime.custom_generate import DispatchedGenerate

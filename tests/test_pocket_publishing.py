@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from dispatch_rl.config import FamilyConfig, ModelSource
 from dispatch_rl.decoding.arms import NONE, Arm
-from dispatch_rl.decoding.families import PROBE, Family, load_family
+from dispatch_rl.decoding.families import Family, load_family
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
+from dispatch_rl.decoding.vocabulary import PROBE
 from dispatch_rl.errors import UserError
 from dispatch_rl.pocket import card, measures, stdlib
 from dispatch_rl.pocket.__main__ import main

@@ -216,7 +216,7 @@ def test_validation_and_test_share_no_reasoning_prompt(pocket: Family) -> None:
     assert not validation & test
 
 
-@pytest.mark.parametrize("module", ["prompts", "prompt_files"])
+@pytest.mark.parametrize("module", ["prompts", "prompt_files", "prompt_sources"])
 def test_datasets_is_imported_late(module: str) -> None:
     """It takes most of a second, and pocket prompts need none of it."""
     code = Path(dispatch_rl.__file__).with_name(f"{module}.py").read_text()

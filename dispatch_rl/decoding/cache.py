@@ -91,7 +91,8 @@ class RollbackCache(Cache):
         for layer in self._rollback_layers:
             assert layer.keys is not None
             assert layer.values is not None
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+            there = rows.to(layer.keys.device)  # a model may be spread over devices
+            layer.keys, layer.values = layer.keys[there], layer.values[there]
 
     def move(self, source: int, place: int) -> None:
         """Copy what was read at position ``source`` to ``place``."""

@@ -1,31 +1,22 @@
 """Loading a target and its students, and refusing what cannot work together."""
 
 import platform
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
-import transformers
-from safetensors import SafetensorError
+from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dispatch_rl.config import FamilyConfig, ModelSource
+from dispatch_rl.config import FamilyConfig
+from dispatch_rl.decoding.loading import Loader, no_progress_bars
+from dispatch_rl.decoding.memory import check_memory
 from dispatch_rl.decoding.models import CachedModel
+from dispatch_rl.decoding.vocabulary import check_tokenizers
 from dispatch_rl.errors import UserError, first_line
-
-PROBE = "def f(x):\n    return x + 12345  # naïve…\n\nProblem: 7 * 8 = 56.\n\tДа, 你好!"
-"""Text whose tokens must agree between tokenizers, and which must survive encoding and decoding."""
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -41,6 +32,8 @@ class Family:
     """Longest text, prompt included (tokens)."""
     eos_token_ids: frozenset[int]
     device: torch.device
+    remarks: tuple[str, ...] = ()
+    """What is worth knowing about how the models go together."""
     no_tokens: Tensor = field(init=False)
     """An empty draft."""
 
@@ -62,14 +55,33 @@ class Family:
         return device_name(self.device)
 
     def describe(self) -> str:
-        """Return the sizes of the models, the vocabulary and the device in a line."""
+        """Return the sizes of the models, the vocabulary and the device in a line, and a line for each remark."""
         sizes = {"target": self.target, **self.students}
-        millions = (f"{name} {sum(p.numel() for p in model.model.parameters()) / 1e6:.4g} M" for name, model in sizes.items())
-        return f"{', '.join(millions)}; {self.vocab} tokens; {self.device_name()}"
+        millions = (f"{name} {model.model.num_parameters() / 1e6:.4g} M" for name, model in sizes.items())
+        return "\n".join([f"{', '.join(millions)}; {self.vocab} tokens; {self.device_name()}", *self.remarks])
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a prompt."""
         ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        return ids
+
+    def encode_message(self, message: str, system: str | None = None) -> list[int]:
+        """Return the tokens of a user's message in the target's chat format, with the answer begun.
+
+        Raises:
+            UserError: The tokenizer has no chat template, or its template refuses the messages.
+        """
+        if self.tokenizer.chat_template is None:
+            raise UserError(f"prompts.chat: the tokenizer of {self.tokenizer.name_or_path} has no chat template; set prompts.chat=false")
+        messages = [{"role": "user", "content": message}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        try:
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except (TemplateError, ValueError) as error:
+            raise UserError(f"prompts.chat: the chat template of {self.tokenizer.name_or_path} fails: {first_line(error)}") from error
+        # The template has put the special tokens in place.
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
     def decode(self, tokens: list[int]) -> str:
@@ -80,59 +92,50 @@ class Family:
 
 
 def load_family(config: FamilyConfig, target: PreTrainedModel | None = None) -> Family:
-    """Load the models of ``config``.
+    """Load the models of ``config``; what can be known to be wrong is found before a weight is read or downloaded.
 
     Args:
         config: Where they are.
         target: The target, if it is loaded already: the students go to its device, and the number of threads stays as it is.
 
     Raises:
-        UserError: A folder is missing, a file is corrupt or incomplete, or a tokenizer differs.
+        UserError: A folder is missing, a file is corrupt or incomplete, a tokenizer differs, or memory would not do.
     """
     if config.threads is not None and target is None:
         torch.set_num_threads(config.threads)
     device = find_device(config.device) if target is None else target.device
-    with _no_progress_bars():
+    with no_progress_bars():
         return _load(config, device, target)
 
 
 def _load(config: FamilyConfig, device: torch.device, loaded: PreTrainedModel | None) -> Family:
-    tokenizer = _load_tokenizer("family.target", config.target)
-    if tokenizer.decode(tokenizer(PROBE, add_special_tokens=False)["input_ids"], clean_up_tokenization_spaces=False) != PROBE:
-        raise UserError(f"family.target: the tokenizer of {config.target.path} does not give a text back as it was")
-    sources = {f"family.students.{name}": source for name, source in config.students.items()}
-    for key, source in sources.items():
-        _check_tokenizer(key, tokenizer, _load_tokenizer(key, source))
-    models = {"family.target": _load_model("family.target", config.target, config, device) if loaded is None else loaded}
-    models |= {key: _load_model(key, source, config, device) for key, source in sources.items()}
+    loader, keys = Loader(config, device), list(config.sources)
+    tokenizers = {key: loader.tokenizer(key) for key in keys}
+    remarks = check_tokenizers({key: source.path for key, source in config.sources.items()}, tokenizers)
+    unloaded = keys if loaded is None else keys[1:]
+    options = {key: loader.options(key) for key in unloaded}
+    model_configs = {key: loader.model_config(key) for key in unloaded}
+    if config.check_memory:
+        check_memory(config, model_configs, device)
+    models = ({} if loaded is None else {keys[0]: loaded}) | {key: loader.model(key, options[key]) for key in unloaded}
     vocab = min(model.config.vocab_size for model in models.values())
-    target, *students = (CachedModel(model, vocab) for model in models.values())
+    target, *students = (CachedModel(model, vocab, device) for model in models.values())
+    limit = min(target.context_limit, config.max_context or target.context_limit)
+    remarks += [
+        f"{key}: it reads {student.context_limit} tokens, the target {limit}; it drafts no further"
+        for key, student in zip(keys[1:], students, strict=True)
+        if student.context_limit < limit
+    ]
     return Family(
         target=target,
         students=dict(zip(config.students, students, strict=True)),
-        tokenizer=tokenizer,
+        tokenizer=tokenizers[keys[0]],
         vocab=vocab,
-        context_limit=target.context_limit,
-        eos_token_ids=_eos_token_ids(models["family.target"], tokenizer),
+        context_limit=limit,
+        eos_token_ids=_eos_token_ids(models[keys[0]], tokenizers[keys[0]]),
         device=device,
+        remarks=tuple(remarks),
     )
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Hide transformers' bars about weights that are read from disk; the hub's own bars for downloads stay."""
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.enable_progress_bar()
-
-
-def resolve(source: ModelSource) -> str:
-    """Return the folder or hub id that ``source`` names."""
-    if not source.path.startswith("pocket:"):
-        return source.path
-    return str(files("dispatch_rl.pocket") / "family" / source.path.removeprefix("pocket:"))
 
 
 def device_name(device: torch.device) -> str:
@@ -168,39 +171,6 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"family.device: '{name}' is not to be had here: {first_line(error)}") from error
     return device
-
-
-def _loading(key: str, source: ModelSource, load: Callable[..., T], **options: Any) -> T:
-    """Call ``load`` on what ``source`` names; whatever goes wrong becomes one line that names ``key``."""
-    path = resolve(source)
-    if not Path(path).is_dir() and not _HUB_ID.fullmatch(path):
-        raise UserError(f"{key}.path: there is no folder {path}")
-    try:
-        return load(path, revision=source.revision or "main", **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{key}.path: {path} cannot be loaded: {first_line(error)}") from error
-
-
-def _load_tokenizer(key: str, source: ModelSource) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = _loading(key, source, AutoTokenizer.from_pretrained)
-    return tokenizer
-
-
-def _load_model(key: str, source: ModelSource, config: FamilyConfig, device: torch.device) -> PreTrainedModel:
-    dtype = getattr(torch, config.dtype)
-    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
-    model, report = _loading(key, source, load, dtype=dtype, output_loading_info=True)
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{key}.path: {resolve(source)} lacks {len(missing)} tensors, {missing[0]} among them")
-    loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
-    return loaded
-
-
-def _check_tokenizer(key: str, target: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
-    """Refuse a student that gives other tokens to the same text, or other text to the same token."""
-    if target.get_vocab() == student.get_vocab() and target(PROBE)["input_ids"] == student(PROBE)["input_ids"]:
-        return
-    raise UserError(f"{key}: its tokenizer differs from the target's; a student must share it")
 
 
 def _eos_token_ids(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

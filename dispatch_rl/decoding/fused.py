@@ -48,7 +48,10 @@ def is_supported(model: PreTrainedModel) -> bool:
     if len({p.device for p in model.parameters()}) > 1:
         return False
     linears = [module for name, module in model.named_modules() if name.endswith("_proj") or name == "lm_head"]
-    return all(type(module) is nn.Linear and module.weight.is_floating_point() for module in linears)
+    # torchao's quantised weights call themselves floating point, but are no plain parameters.
+    return all(
+        type(module) is nn.Linear and type(module.weight) is nn.Parameter and module.weight.is_floating_point() for module in linears
+    )
 
 
 class FusedForward:

@@ -13,13 +13,17 @@ from dispatch_rl.decoding.fused import FusedForward, is_supported
 class CachedModel:
     """Runs a causal transformers model over one growing sequence.
 
-    ``vocab`` cuts its logits to the family's common vocabulary.
+    Args:
+        model: The model.
+        vocab: Its logits are cut to this, the family's common vocabulary.
+        home: Device that tokens come from and logits go to; None means the model's own.
     """
 
-    def __init__(self, model: PreTrainedModel, vocab: int) -> None:
+    def __init__(self, model: PreTrainedModel, vocab: int, home: torch.device | None = None) -> None:
         self.model = model
         self.vocab = vocab
         self.device: torch.device = model.device
+        self._home = model.device if home is None else home
         self.context_limit: int = model.config.max_position_embeddings
         self.cache = RollbackCache(model.config.num_hidden_layers)
         self.reader: object = None
@@ -53,7 +57,7 @@ class CachedModel:
         """Read ``tokens`` behind what was read before.
 
         Args:
-            tokens: Token ids ``[tokens]`` on the model's device.
+            tokens: Token ids ``[tokens]``.
             rows: Return the logits of the last ``rows`` positions only; None means all.
             beside: Of the last tokens, as many as this has numbers: in place of which of ``tokens`` each of them stands. It sees what that
                 token sees, and itself; nobody sees it.
@@ -62,12 +66,13 @@ class CachedModel:
             Logits ``[rows, vocab]``.
         """
         past, new = self.cache.length, len(tokens)
+        tokens = tokens.to(self.device)
         mask = self._mask(past, new, beside)
         positions = torch.arange(past, past + new, device=self.device)
         if beside:
             positions[new - len(beside) :] = past + torch.tensor(beside, device=self.device)
         if self._fused is not None:
-            return self._fused(tokens, self.cache, mask, rows, positions if beside else None)[:, : self.vocab]
+            return self._fused(tokens, self.cache, mask, rows, positions if beside else None)[:, : self.vocab].to(self._home)
         output = self.model(
             input_ids=tokens[None],
             position_ids=positions[None],
@@ -76,7 +81,7 @@ class CachedModel:
             use_cache=True,
             logits_to_keep=rows or 0,
         )
-        logits: Tensor = output.logits[0, :, : self.vocab]
+        logits: Tensor = output.logits[0, :, : self.vocab].to(self._home)
         return logits
 
     @torch.inference_mode()
@@ -92,6 +97,7 @@ class CachedModel:
         Returns:
             Logits ``[texts, rows, vocab]``.
         """
+        tokens, visible = tokens.to(self.device), visible.to(self.device)
         new, past = tokens.shape[1], 0 if cache is None else cache.length
         # What stands behind the end of the context is read by nobody; it only must not be out of reach.
         positions = (visible.cumsum(-1)[:, -new:] - 1).clamp(min=0, max=self.context_limit - 1)
@@ -100,7 +106,7 @@ class CachedModel:
             seen = torch.ones((new, past + new), dtype=torch.bool, device=self.device).tril_(past)
             # A filling token sees itself, since attention to nothing is not a number.
             mask = (visible.bool()[:, None] & seen) | (seen & ~seen.tril(past - 1))
-            return self._fused.batch(tokens, positions, cache, mask[:, None], rows)[:, :, : self.vocab]
+            return self._fused.batch(tokens, positions, cache, mask[:, None], rows)[:, :, : self.vocab].to(self._home)
         output = self.model(
             input_ids=tokens,
             attention_mask=visible,
@@ -109,7 +115,7 @@ class CachedModel:
             use_cache=cache is not None,
             logits_to_keep=rows,
         )
-        logits: Tensor = output.logits[:, :, : self.vocab]
+        logits: Tensor = output.logits[:, :, : self.vocab].to(self._home)
         return logits
 
     def _mask(self, past: int, new: int, beside: Sequence[int]) -> Tensor | None:

@@ -99,7 +99,8 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.make_parser(CardConfig, "pocket.card", "Measure a family and write its model card.")
     config = cli.build(CardConfig, parser, cli.parse(parser, argv))
 
-    from dispatch_rl.decoding.families import load_family, resolve
+    from dispatch_rl.decoding.families import load_family
+    from dispatch_rl.decoding.loading import resolve
     from dispatch_rl.pocket.measures import measure
 
     sources = family_config(config)

@@ -7,7 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dispatch_rl.config import DecodingConfig
+from torch import Tensor
+
+from dispatch_rl.config import DecodingConfig, PromptConfig
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.models import CachedModel
 
@@ -31,7 +33,8 @@ def _model_parts(model: CachedModel) -> list[Any]:
     config = {key: value for key, value in model.model.config.to_dict().items() if key not in _VOLATILE}
     tensors = []
     for name, weights in model.model.named_parameters():
-        flat = weights.detach().reshape(-1)
+        plain = weights.data if type(weights.data) is Tensor else weights.data.dequantize()
+        flat = plain.reshape(-1)
         sampled = flat[:: max(1, len(flat) // _SAMPLED_WEIGHTS)][:_SAMPLED_WEIGHTS]
         tensors.append([name, list(weights.shape), str(weights.dtype), sampled.float().tolist()])
     return [config, tensors]
@@ -39,16 +42,27 @@ def _model_parts(model: CachedModel) -> list[Any]:
 
 def recording_settings(config: DecodingConfig, part: str, seed: int) -> dict[str, Any]:
     """Return all settings that the texts of a recording depend on besides the family."""
-    version = _source_version(config.prompts.source)
-    found = {"part": part, "seed": seed, "sampling": asdict(config.sampling), "prompts": asdict(config.prompts), "source_version": version}
-    return found | ({"watches": True} if config.watches else {})
+    version = _source_version(config.prompts)
+    # These keys came later: recordings that were made before them keep their fingerprints.
+    later = {} if config.family.max_context is None else {"max_context": config.family.max_context}
+    later |= {"watches": True} if config.watches else {}
+    return {
+        "part": part,
+        "seed": seed,
+        "sampling": asdict(config.sampling),
+        "prompts": config.prompts.settings(),
+        "source_version": version,
+        **later,
+    }
 
 
-def _source_version(source: str) -> str:
+def _source_version(config: PromptConfig) -> str:
     """Return what tells one state of the prompts from another: the content of files; a hub dataset is told by its name alone."""
-    if source == "pocket":
+    if config.source == "pocket":
         return platform.python_version()  # code prompts are cut from its library
-    path = Path(source)
+    if config.known is not None:
+        return digest(asdict(config.known))
+    path = Path(config.source)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return digest([[str(file.relative_to(path)), _content(file)] for file in files])
 

@@ -91,8 +91,9 @@ class ReplaySource:
         if profile.family is not None:
             if self.config.family.threads is not None:
                 torch.set_num_threads(self.config.family.threads)
+            dtype = self.config.family.dtype_of(self.config.family.target)
             family = family_fingerprint(self.family) if self.needs_family else self.traces("train").family
-            profile.check_fits(path, family, device_name(find_device(self.config.family.device)), self.config.family.dtype)
+            profile.check_fits(path, family, device_name(find_device(self.config.family.device)), dtype)
         return profile
 
     def _measured(self) -> Path:

@@ -47,7 +47,7 @@ def card_text(bundle: Bundle) -> str:
         temperature=bundle.sampling.temperature,
         method="greedy" if bundle.sampling.greedy else bundle.sampling.method,
         fingerprint=bundle.fingerprint,
-        dtype=bundle.family.dtype,
+        dtype=bundle.family.dtype_of(bundle.family.target),
         target=bundle.family.target.path,
         students=students,
         arms=", ".join(f"`{arm.name}`" for arm in bundle.arms),
