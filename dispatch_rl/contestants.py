@@ -14,6 +14,8 @@ from dispatch_rl.replay.world import ReplayWorld
 
 LEARNED, THRESHOLD, TUNED, BEST_FIXED = "learned", "threshold", "threshold, tuned", "best fixed arm"
 """Names in tables."""
+BEST_PLAIN, BEST_STOPPING = "best plain arm", "best stopping arm"
+"""The best of the arms without limits, and of those that stop where a student is unsure, without second choices."""
 
 
 def fixed_name(arm: Arm) -> str:
@@ -53,6 +55,11 @@ def contestants(
         found[THRESHOLD] = configured
     if validation is not None:
         found[BEST_FIXED] = FixedPolicy(best_fixed(validation))
+        if any(arm.watches for arm in arms):
+            plain = [action for action, arm in enumerate(arms) if not arm.watches]
+            stopping = [action for action, arm in enumerate(arms) if arm.hesitates and arm.hedge_below is None]
+            kinds = {BEST_PLAIN: plain, BEST_STOPPING: stopping}
+            found |= {name: FixedPolicy(best_fixed(validation, among)) for name, among in kinds.items() if among}
         if configured is not None:
             found[TUNED] = tune_thresholds(validation, [configured]).policy
     found["UCB1"] = UCB1Policy(len(arms))

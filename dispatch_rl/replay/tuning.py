@@ -62,9 +62,10 @@ class TunedThresholds:
     latency_ms_per_token: float
 
 
-def best_fixed(world: ReplayWorld) -> int:
-    """Return the action that takes the least time for all texts if it is always chosen, the lowest of equals."""
-    return int(latencies_ms(world, [Rule((), (action,)) for action in range(len(world.arms))]).argmin())
+def best_fixed(world: ReplayWorld, among: Sequence[int] | None = None) -> int:
+    """Return the action, ``among`` some or all, that takes the least time for all texts if it is always chosen, the first of equals."""
+    actions = range(len(world.arms)) if among is None else among
+    return actions[int(latencies_ms(world, [Rule((), (action,)) for action in actions]).argmin())]
 
 
 def tune_thresholds(world: ReplayWorld, starts: Sequence[ThresholdPolicy] = (), regions: int = 3, num_limits: int = 48) -> TunedThresholds:
