@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dispatch_rl import recorder, train
+from dispatch_rl.policies.network import NetworkPolicy
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_PPO = ["--num_envs=8", "--ppo.total_steps=512", "--ppo.rollout_steps=128", "--ppo.batch_size=64", "--ppo.n_epochs=2"]
@@ -35,16 +36,16 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def killed_at_validation(number: int, training: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a training until it has validated ``number`` times and wants to again."""
-    validate = recorder.Recorder.validate_now
+    consider = recorder.Selection.consider
     done: list[float] = []
 
-    def killed(self: recorder.Recorder) -> float:
+    def killed(self: recorder.Selection, step: int, policy: NetworkPolicy) -> float:
         if len(done) == number:
             raise KeyboardInterrupt
-        done.append(validate(self))
+        done.append(consider(self, step, policy))
         return done[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(recorder.Recorder, "validate_now", killed)
+        patch.setattr(recorder.Selection, "consider", killed)
         with pytest.raises(KeyboardInterrupt):
             training()

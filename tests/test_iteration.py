@@ -1,0 +1,120 @@
+"""Policy iteration on replay: what it believes about arms is true, and what it learns from that is better."""
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from dispatch_rl.config import PolicyIterationConfig
+from dispatch_rl.decoding.arms import NONE, Arm
+from dispatch_rl.errors import UserError
+from dispatch_rl.iteration import PolicyIteration
+from dispatch_rl.policies.base import Observation, Policy
+from dispatch_rl.replay.oracle import cheapest
+from dispatch_rl.replay.running import best_fixed_latency_ms, replay
+from dispatch_rl.replay.world import ReplayWorld
+from tests.traces import Row, made_up_profile, made_up_world, random_rows
+
+ARMS = [Arm("a", 4), Arm("b", 2), Arm("b", 8), Arm(NONE)]
+SMALL = PolicyIterationConfig(iterations=3, states=120, n_epochs=4, batch_size=32, net_arch=[16])
+
+
+def random_world(path: Path) -> ReplayWorld:
+    """Return 24 texts along which two students hit and miss at random."""
+    return made_up_world(path, random_rows(Random(0), 24, longest=20), ARMS, made_up_profile(10, 0.5, a=1, b=2.5), {"students": ["a", "b"]})
+
+
+def telling_world(path: Path) -> ReplayWorld:
+    """Return texts in which the student 'a' is right exactly where the target's entropy at the token before is low, in long stretches."""
+    rng, rows = Random(1), []
+    for _ in range(24):
+        easy = [k // 10 % 2 == 0 for k in range(60)]
+        row: Row = {"path": [rng.randrange(100) for _ in easy], "prompt": [1, 2], "match_a": easy, "top1_probability": [0.5] * 60}
+        row |= {"entropy": [0.1 if e else 3.0 for e in [*easy[1:], False]], "margin": [1.0] * 60}
+        rows.append(row)
+    return made_up_world(path, rows, [Arm("a", 8), Arm(NONE)], made_up_profile(10, a=1), {"students": ["a"], "first_position": 1})
+
+
+class FirstThen(Policy):
+    """One arm, then what another policy says."""
+
+    def __init__(self, action: int, policy: Policy) -> None:
+        self.action: int | None = action
+        self.policy = policy
+
+    def __call__(self, observation: Observation) -> int:
+        action, self.action = self.action, None
+        return self.policy(observation) if action is None else action
+
+
+def test_consequences_are_those_of_replay(tmp_path: Path) -> None:
+    """From the beginning of every text, Q(s, a) is the latency of the text with ``a`` first and the policy from then on."""
+    world = random_world(tmp_path / "x")
+    learner = PolicyIteration(world, SMALL, seed=0)
+    learner.step()
+    policy = learner.policy()
+    from dispatch_rl.replay.episodes import Episodes
+
+    starts = Episodes(world, len(world.texts))
+    costs = learner._costs(starts, policy)
+    for i, text in enumerate(world.texts.tolist()):
+        for action in range(len(ARMS)):
+            episode = Episodes(world, 1)
+            episode.restart(np.array([0]), np.array([text]))
+            total, chosen, finished = 0.0, FirstThen(action, policy), False
+            while not finished:
+                step = episode.step(np.array([chosen(episode.observations()[0])]))
+                total, finished = total + float(step.latency_ms[0]), bool(step.finished[0])
+            assert costs[i, action] == pytest.approx(total)
+
+
+def test_it_learns_what_the_features_tell(tmp_path: Path) -> None:
+    """Where the entropy says whether the student is right, it comes close to the oracle, which no fixed arm does."""
+    world = telling_world(tmp_path / "x")
+    learner = PolicyIteration(world, replace(SMALL, iterations=6, states=400, n_epochs=20), seed=0)
+    for _ in range(6):
+        learner.step()
+    fixed = best_fixed_latency_ms(world)
+    tokens = (world.traces.lengths - world.traces.first_position)[world.texts].sum()
+    oracle = float(cheapest(world).latency_ms.sum() / tokens)
+    learned = replay(world, learner.policy()).latency_ms_per_token
+    assert fixed - learned > 0.8 * (fixed - oracle) > 0
+
+
+def test_it_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    """Twice the same seed gives the same policy, bit for bit; another seed another one."""
+    world = random_world(tmp_path / "x")
+    found = []
+    for seed in (0, 0, 1):
+        learner = PolicyIteration(world, SMALL, seed)
+        learner.step()
+        learner.step()
+        found.append({key: value.tobytes() for key, value in learner.policy().tensors().items()})
+    assert found[0] == found[1] != found[2]
+
+
+def test_exploring_leaves_no_trace_in_what_is_branched(tmp_path: Path) -> None:
+    """Following the consequences of an arm does not move the state that it was tried from."""
+    learner = PolicyIteration(random_world(tmp_path / "x"), SMALL, seed=0)
+    states = learner._explore(learner.policy(), np.random.default_rng(0))
+    before = {key: value.copy() for key, value in states.state().items()}
+    learner._costs(states, learner.policy())
+    assert all(np.array_equal(before[key], value) for key, value in states.state().items())
+    assert 60 < states.count < 240
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"states": 0}, "policy_iteration.states: 0 is not above 0"),
+        ({"leave": 1.5}, r"policy_iteration.leave: 1.5 is not in 0 ... 1"),
+        ({"ent_coef": -1.0}, "policy_iteration.ent_coef: -1.0 is below 0"),
+        ({"net_arch": [0]}, r"policy_iteration.net_arch: \[0\] has a width"),
+    ],
+)
+def test_senseless_settings_are_refused(changes: dict[str, float], message: str) -> None:
+    """The key is named."""
+    with pytest.raises(UserError, match=message):
+        replace(SMALL, **changes)  # type: ignore[arg-type]
