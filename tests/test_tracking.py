@@ -11,7 +11,7 @@ from dispatch_rl.config import TrackingConfig, TrainConfig
 from dispatch_rl.errors import UserError
 from dispatch_rl.runs import RunFolder
 from dispatch_rl.tracking.base import Tracking
-from dispatch_rl.tracking.lines import LinesTracker
+from dispatch_rl.tracking.lines import LinesTracker, told
 from dispatch_rl.tracking.opening import flat, open_tracking
 from dispatch_rl.tracking.tensorboard import TensorBoardTracker
 from tests.small_runs import SMALL_PPO, killed_at_validation, lines, start
@@ -39,6 +39,18 @@ def test_tensorboard_forgets_what_a_resumed_run_tells_again(tmp_path: Path) -> N
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, round(event.value, 3)) for event in events.Scalars("a/b")] == [(1, 0.1), (2, 2.0), (3, 3.0)]
+
+
+def test_what_was_told_can_be_told_again(tmp_path: Path) -> None:
+    """``metrics.jsonl`` keeps its own names, from which those of the sections come back."""
+    values = {"time/seconds": 0.5, "time/steps_per_second": 9, "decoding/reward_per_round": 1.5, "arms/small-5": 0.25, "arms/none": 0.75}
+    tracker = LinesTracker(RunFolder(tmp_path))
+    tracker.log(8, values)
+    tracker.log(8, {"validation/latency_ms_per_token": 2.5})
+    tracker.log(8, {"rollout/ep_rew_mean": 1.0})
+    first = {"step": 8, "seconds": 0.5, "steps_per_second": 9, "reward_per_round": 1.5, "arm_shares": {"small-5": 0.25, "none": 0.75}}
+    assert lines(tmp_path) == [first, {"step": 8, "validation_latency_ms_per_token": 2.5}]
+    assert list(told(RunFolder(tmp_path))) == [(8, values), (8, {"validation/latency_ms_per_token": 2.5})]
 
 
 class Failing:

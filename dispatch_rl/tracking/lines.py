@@ -1,11 +1,14 @@
 """The run's own record: ``metrics.jsonl``, one object a line."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dispatch_rl.runs import RunFolder
 from dispatch_rl.tracking.base import Row
+
+_CLOCK = ("seconds", "steps_per_second")
 
 
 class LinesTracker:
@@ -49,3 +52,17 @@ class LinesTracker:
 
     def finish(self, failed: bool) -> None:
         pass
+
+
+def told(run: RunFolder) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield the steps and numbers, by ``section/metric``, of a run's record: the inverse of :meth:`LinesTracker.log`."""
+    lines = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []
+    for row in map(json.loads, lines):
+        step = row.pop("step")
+        values = {f"arms/{arm}": share for arm, share in row.pop("arm_shares", {}).items()}
+        for key, value in row.items():
+            if key.startswith("validation_"):
+                values[f"validation/{key.removeprefix('validation_')}"] = value
+            else:
+                values[f"{'time' if key in _CLOCK else 'decoding'}/{key}"] = value
+        yield step, values

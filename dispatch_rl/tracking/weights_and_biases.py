@@ -17,6 +17,7 @@ from dispatch_rl.config import TrackingConfig
 from dispatch_rl.errors import UserError, first_line
 from dispatch_rl.runs import RunFolder, write_json
 from dispatch_rl.tracking.base import Row
+from dispatch_rl.tracking.lines import told
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -115,7 +116,7 @@ def begin(folder: RunFolder, name: str, settings: TrackingConfig, config: Mappin
     Identity(run.id, run.project, run.entity or settings.entity).write(folder.tracking)
     where = run.settings.sync_dir
     print(f"W&B: {run.url}" if run.url else f"W&B: offline ({why}); `wandb sync {where}` uploads it")
-    return WandbTracker(run, Path(folder.path / "wandb"))
+    return WandbTracker(run, folder)
 
 
 class WandbTracker:
@@ -123,17 +124,19 @@ class WandbTracker:
 
     Args:
         run: The run, begun.
-        folder: Where wandb keeps its files.
+        folder: The folder of our run.
     """
 
     title = "W&B"
 
-    def __init__(self, run: "Run", folder: Path) -> None:
+    def __init__(self, run: "Run", folder: RunFolder) -> None:
         self._run = run
         self._folder = folder
 
     def rewind(self, step: int) -> None:
-        pass  # what a resumed run tells again is what W&B has already: a training goes on bit for bit
+        # After a kill W&B may lack the last rows. Offline it has none of them, so that the newest part alone can be synced.
+        for before, values in told(self._folder):
+            self.log(before, values)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._log(step, values)
@@ -146,7 +149,7 @@ class WandbTracker:
 
         columns: list[str | int] = list(dict.fromkeys(key for row in rows for key in row))
         data = [[_cell(row.get(str(column))) for column in columns] for row in rows]
-        with _staged_below(self._folder):
+        with _staged_below(self._folder.path / "wandb"):
             self._log(step, {name: wandb.Table(columns=columns, data=data)})
 
     def image(self, step: int, name: str, png: bytes) -> None:
@@ -161,7 +164,7 @@ class WandbTracker:
         # wandb would ask a host that has gone for 19 s.
         if not self._run.offline and not _answers(self._run.settings.base_url):
             raise ConnectionError(f"its host does not answer any more; {self._remedy()}")
-        with _staged_below(self._folder):
+        with _staged_below(self._folder.path / "wandb"):
             artifact = wandb.Artifact(name, type="model", metadata=dict(about))
             artifact.add_dir(str(folder))
             self._run.log_artifact(artifact)
@@ -183,7 +186,7 @@ class WandbTracker:
         return f"`wandb sync {self._run.settings.sync_dir}` uploads what it lacks"
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
-        # W&B takes no earlier steps than its last; after a kill the first ones are told again.
+        # W&B takes no earlier steps than its last, and needs none: a training goes on bit for bit.
         if step >= self._run.step:
             self._run.log(dict(values), step=step)
 
