@@ -20,8 +20,9 @@ from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.errors import UserError
 from dispatch_rl.prompts import Prompt, prompts
-from dispatch_rl.replay import paths, recording
-from dispatch_rl.replay.recording import Recording, lookup_columns, record
+from dispatch_rl.replay import collector, paths, recording
+from dispatch_rl.replay.collector import record
+from dispatch_rl.replay.recording import Recording, lookup_columns
 from dispatch_rl.replay.traces import load_traces
 
 SETTINGS = RecordingConfig(shard_size=3, batch_size=2, max_draft_length=6)
@@ -227,7 +228,7 @@ def test_one_shard_is_in_memory(other: Family, tmp_path: Path, monkeypatch: pyte
     """Prompts are drawn shard by shard, and of finished shards neither prompts nor rows are kept."""
     drawn, alive, seen = 0, weakref.WeakSet[Prompt](), []
     tables: list[weakref.ref[pa.Table]] = []
-    write = recording._write_shard
+    write = collector._write_shard
 
     def counted(*arguments: Any) -> Iterator[Prompt]:
         nonlocal drawn
@@ -241,8 +242,8 @@ def test_one_shard_is_in_memory(other: Family, tmp_path: Path, monkeypatch: pyte
         tables.append(weakref.ref(table))
         write(folder, table)
 
-    monkeypatch.setattr(recording, "prompts", counted)
-    monkeypatch.setattr(recording, "_write_shard", watched)
+    monkeypatch.setattr(collector, "prompts", counted)
+    monkeypatch.setattr(collector, "_write_shard", watched)
     made = to_record(tmp_path / "traces", num_prompts=11)
     record(other, made)
     assert [drawn for drawn, *_ in seen] == [3, 6, 9, 11]
