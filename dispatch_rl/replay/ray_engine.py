@@ -70,15 +70,20 @@ def record_with_ray(
         UserError: Ray is not installed or reached, or has no GPU where one is needed; or what a collector raises.
     """
     work = [(index, number) for index, recording in enumerate(recordings) for number in recording.missing(shard, num_shards)]
-    done = sum(recording.num_texts(number) for recording in recordings for number in range(shard, recording.num_shards, num_shards))
+    shares = ((recording, range(shard, recording.num_shards, num_shards)) for recording in recordings)
+    done = sum(recording.num_texts(number) for recording, share in shares for number in share)
     done -= sum(recordings[index].num_texts(number) for index, number in work)
     progress(done)
-    with _ray(pool, recordings[0], len(work)) as (ray, actors):
-        tqdm.write(actors.describe(len(ray.nodes())), file=sys.stderr)
-        # With nothing left to do, somebody still has to see that what is there was recorded with the same family and settings.
-        for index, number in _results(ray, recordings, actors, work or [(0, 0)]):
-            done += recordings[index].num_texts(number)
-            progress(done)
+    _forget_attempts(recordings, work)
+    try:
+        with _ray(pool, recordings[0], len(work)) as (ray, actors):
+            tqdm.write(actors.describe(len(ray.nodes())), file=sys.stderr)
+            # With nothing left to do, somebody still has to see that what is there was recorded with the same family and settings.
+            for index, number in _results(ray, recordings, actors, work or [(0, 0)]):
+                done += recordings[index].num_texts(number)
+                progress(done)
+    finally:
+        _forget_attempts(recordings, work)
     for index, number in work:
         folder = recordings[index].folder / shard_name(number)
         if not folder.is_dir():
@@ -106,8 +111,6 @@ def _results(
 ) -> Iterator[tuple[int, int]]:
     """Let actors do the work, and yield what is done in the order in which it is."""
     plain = [replace(recording, folder=recording.folder.absolute(), config=_decoding(recording.config)) for recording in recordings]
-    for index, number in work:
-        _attempts(plain[index].folder, number).unlink(missing_ok=True)
     # One block for each shard: a block is what goes to an actor, and is given to another when that one dies.
     rows = [{"recording": index, "shard": number} for index, number in work]
     finished = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -150,16 +153,15 @@ class _Actor:
 
     def _write(self, index: int, number: int) -> None:
         attempts = _attempts(self._collector.recordings[index].folder, number)
-        before = attempts.stat().st_size if attempts.exists() else 0
-        if before == _ATTEMPTS:
-            name = f"{attempts.parent.name}/{shard_name(number)}"
+        died = len(attempts.read_text().split()) if attempts.exists() else 0
+        if died == _ATTEMPTS:
             raise UserError(
-                f"engine: {before} actors died one after the other while they recorded {name}, often for want of memory: take fewer with "
+                f"engine: {died} actors died one after the other at {attempts.stem[1:]}, often for want of memory: take fewer with "
                 "--num_actors or a smaller recording.batch_size; what is finished stays, and the same command goes on"
             )
         attempts.parent.mkdir(parents=True, exist_ok=True)
-        with attempts.open("ab") as file:
-            file.write(b".")
+        with attempts.open("a") as file:
+            file.write(f"{os.getpid()}\n")
         try:
             self._collector({"recording": [index], "shard": [number]})
         finally:
@@ -177,8 +179,13 @@ def _strings(values: list[str | None]) -> "pa.Array":
 
 
 def _attempts(folder: Path, number: int) -> Path:
-    """Return the file that has a byte for every actor that began a shard and was not heard of again."""
+    """Return the file that has a line, its process id, for every actor that began a shard and has not ended it."""
     return folder.parent / f".{folder.name}-{shard_name(number)}.attempts"
+
+
+def _forget_attempts(recordings: Sequence[Recording], work: Sequence[tuple[int, int]]) -> None:
+    for index, number in work:
+        _attempts(recordings[index].folder, number).unlink(missing_ok=True)
 
 
 def _decoding(config: DecodingConfig) -> DecodingConfig:
@@ -196,10 +203,12 @@ def _ray(pool: Pool, recording: Recording, shards: int) -> Iterator[tuple[Module
     threads = recording.settings.threads or family.threads or torch.get_num_threads()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    address = pool.address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reached(address)
     ray = _import_ray()
     with contextlib.redirect_stdout(_Notices(sys.stderr)):
         try:
-            own = _connect(ray, pool.address or os.environ.get("RAY_ADDRESS", "local"), (pool.num_actors or 1) * threads)
+            own = _connect(ray, address, (pool.num_actors or 1) * threads)
             yield ray, _actors(ray.cluster_resources(), pool, family.device, threads, shards, own)
         finally:
             ray.shutdown()
@@ -231,8 +240,6 @@ def _connect(ray: ModuleType, address: str, cpus: int) -> bool:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         options |= {"num_cpus": max(cpus, _cores()), "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         options |= {"_node_ip_address": "127.0.0.1"}
-    elif address != "auto":
-        _check_reached(address)
     try:
         with _native_stderr_silent():
             ray.init(**options)
@@ -243,6 +250,8 @@ def _connect(ray: ModuleType, address: str, cpus: int) -> bool:
 
 def _check_reached(address: str) -> None:
     """Refuse an address where nothing answers; Ray would try for minutes."""
+    if address in ("auto", "local"):
+        return
     host, _, port = address.rpartition(":")
     if "//" in address or not host or not port.isdigit():
         raise UserError(f"ray_address: '{address}' is neither HOST:PORT nor auto nor local; run this on a machine of the cluster")
