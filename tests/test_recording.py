@@ -1,5 +1,7 @@
 """Recording: interrupted, shared among processes or batched otherwise, the same rows; and one shard in memory at a time."""
 
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,11 +22,13 @@ from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.errors import UserError
 from dispatch_rl.prompts import Prompt, prompts
+from dispatch_rl.record import main as record_command
 from dispatch_rl.replay import collector, paths, recording
 from dispatch_rl.replay.collector import record
 from dispatch_rl.replay.recording import Recording, lookup_columns
 from dispatch_rl.replay.traces import load_traces
 
+ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = RecordingConfig(shard_size=3, batch_size=2, max_draft_length=6)
 
 
@@ -147,6 +151,19 @@ def test_processes_share_the_shards(other: Family, whole: Recording) -> None:
         assert set(shards(made)) == {f"shard-{number:05d}" for number in expected}
         assert made.finished == (len(expected) == 4)
     assert contents(made.folder) == contents(whole.folder)
+
+
+def test_processes_work_at_once(other_folder: Path, tmp_path: Path) -> None:
+    """As SLURM or torchrun starts them: two commands that each take every second shard write the files of one command."""
+    to_record(tmp_path / "any")  # writes the prompts
+    students = f"{{tiny: {{path: {other_folder}/tiny}}, twin: {{path: {other_folder}/twin}}}}"
+    argv = [f"--family.target.path={other_folder}/target", f"--family.students={students}", f"--prompts.source={tmp_path}/prompts.txt"]
+    argv += ["--part=validation", "--num_prompts=11", "--recording.shard_size=3", "--recording.batch_size=2", "--prompts.max_new_tokens=20"]
+    command = [sys.executable, "-m", "dispatch_rl.record", *argv, f"--output={tmp_path}/shared", "--num_shards=2"]
+    processes = [subprocess.Popen([*command, f"--shard={shard}"], cwd=ROOT) for shard in (0, 1)]
+    assert [process.wait() for process in processes] == [0, 0]
+    record_command([*argv, f"--output={tmp_path}/alone"])
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
 
 
 def test_other_settings_are_not_mixed_in(other: Family, pocket: Family, whole: Recording, tmp_path: Path) -> None:
