@@ -24,6 +24,8 @@ from dispatch_rl.replay.ray_engine import Pool
 from tests.test_recording import contents, to_record
 
 ROOT = Path(__file__).resolve().parents[1]
+HANGS_S = 900
+"""After so long a test that waits is red instead of waiting for ever."""
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason='needs Ray: pip install "ray[data]"')
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 
@@ -61,10 +63,13 @@ def recording(argv: list[str], home: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def wait_for(process: "subprocess.Popen[str]", event: Callable[[], bool]) -> None:
-    """Wait until something has happened; fail with what the process says if it ends before."""
-    while not event():
+    """Wait until something has happened; fail with what the process says if it ends before, or hangs."""
+    for _ in range(HANGS_S * 100):
+        if event():
+            return
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
+    pytest.fail("Ray hangs")
 
 
 def kill_an_actor(output: Path) -> bool:
@@ -98,15 +103,14 @@ def test_four_actors_and_the_death_of_one_change_no_byte(line: Line, tmp_path: P
     summary = capfd.readouterr().out
     with recording(line("pool", "--num_actors=4"), tmp_path) as process:
         wait_for(process, lambda: kill_an_actor(tmp_path / "pool"))
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=HANGS_S)
         assert process.returncode == 0, err
     assert contents(tmp_path / "pool") == contents(tmp_path / "alone")
     assert out.replace("/pool", "/alone").splitlines() == summary.splitlines()[1:]
     said = [words for words in err.replace("\r", "\n").splitlines() if words.strip() and not words.startswith("recording:")]
-    assert [words.partition(" due ")[0][:46] for words in said] == [
-        "Ray: 4 actors with 1 CPU and 0 GPUs each; 1 ma",
-        "Ray: A worker died or was killed while executi",
-    ]
+    assert said[0] == "Ray: 4 actors with 1 CPU and 0 GPUs each; 1 machine"
+    assert sum(words.startswith("Ray: A worker died or was killed") for words in said) == 1
+    assert len(said) <= 4, err
     assert not (tmp_path / ".ray").exists()
 
 
@@ -117,12 +121,18 @@ def test_an_interrupted_pool_leaves_nothing_behind_and_another_goes_on(line: Lin
     record.main(line("alone", "--part=test"))
     with recording(line("pool", "--part=test", "--num_actors=1"), tmp_path) as process:
         wait_for(process, lambda: bool(list(tmp_path.glob("pool/test/shard-?????"))))
+        started = ray_processes(process.pid)
         process.send_signal(signal.SIGINT)
-        err = process.communicate()[1]
+        err = process.communicate(timeout=HANGS_S)[1]
     assert (process.returncode, err.splitlines()[-1]) == (130, "interrupted"), err
     assert "Traceback" not in err
-    while ray_processes(process.pid):
-        time.sleep(0.1)
+    assert any("raylet" in words for words in started)
+    for _ in range(HANGS_S):
+        left = ray_processes(process.pid)
+        if not left:
+            break
+        time.sleep(1)
+    assert not left
     assert [path.name for path in (tmp_path / "pool").iterdir()] == ["test"]
     assert not (tmp_path / "pool" / "test" / "shard-00007").exists(), "it came too late to interrupt anything"
     record.main(line("pool", "--part=test"))
