@@ -93,7 +93,8 @@ def _in_this_process(config: RecordConfig, recordings: "list[Recording]") -> "It
 def _with_ray(config: RecordConfig, recordings: "list[Recording]") -> "list[Recording]":
     """Return all recordings when this command's share of them is written."""
     from dispatch_rl.progress import progress_bar
-    from dispatch_rl.replay.ray_engine import Pool, record_with_ray
+    from dispatch_rl.replay.ray_engine import record_with_ray
+    from dispatch_rl.replay.ray_session import Pool
 
     pool = Pool(config.num_actors, config.gpus_per_actor, config.ray_address)
     with progress_bar("recording", sum(recording.num_prompts for recording in recordings)) as update:

@@ -20,7 +20,7 @@ from dispatch_rl.decoding.families import Family
 from dispatch_rl.errors import UserError
 from dispatch_rl.replay import ray_engine
 from dispatch_rl.replay.collector import Collector
-from dispatch_rl.replay.ray_engine import Pool
+from dispatch_rl.replay.ray_session import Notices, Pool, actors_for
 from tests.test_recording import contents, to_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -211,7 +211,7 @@ def test_without_ray_a_line_says_how_to_install_it(line: Line, monkeypatch: pyte
 )
 def test_an_actor_for_every_gpu_or_else_for_every_cpu(there: dict[str, float], pool: Pool, device: str, expected: tuple[int, int]) -> None:
     """With two threads each; never more than there are shards."""
-    actors = ray_engine._actors(there, pool, device, threads=2, shards=100, own=True)
+    actors = actors_for(there, pool, device, threads=2, shards=100, own=True)
     assert (actors.number, actors.gpus) == expected
 
 
@@ -219,14 +219,14 @@ def test_more_gpus_than_this_machine_has_are_refused() -> None:
     """A cluster may grow."""
     for pool, device in ((Pool(num_actors=3), "auto"), (Pool(gpus_per_actor=4), "cuda")):
         with pytest.raises(UserError, match=r"^num_actors: \d with \d GPUs each need \d GPUs; there are 2$"):
-            ray_engine._actors({"CPU": 8.0, "GPU": 2.0}, pool, device, threads=1, shards=100, own=True)
-        assert ray_engine._actors({"CPU": 8.0, "GPU": 2.0}, pool, device, threads=1, shards=100, own=False).number >= 1
+            actors_for({"CPU": 8.0, "GPU": 2.0}, pool, device, threads=1, shards=100, own=True)
+        assert actors_for({"CPU": 8.0, "GPU": 2.0}, pool, device, threads=1, shards=100, own=False).number >= 1
 
 
 def test_of_what_ray_says_the_first_sentence_remains() -> None:
     """In plain letters; that a task is tried again follows from the death of an actor."""
     stream = StringIO()
-    notices = ray_engine._Notices(stream)
+    notices = Notices(stream)
     notices.write("\x1b[33m(raylet)\x1b[0m A worker died. To troubleshoot\nthe problem, see ray 2.60 logs.\n")
     notices.write("\x1b[33m(raylet, ip=10.0.0.2)\x1b[0m Task MapWorker(x).submit failed. There are infinite retries\n")
     notices.write("\n")
