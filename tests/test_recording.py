@@ -1,5 +1,7 @@
 """Recording: interrupted, shared among processes or batched otherwise, the same rows; and one shard in memory at a time."""
 
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,10 +22,13 @@ from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.errors import UserError
 from dispatch_rl.prompts import Prompt, prompts
-from dispatch_rl.replay import paths, recording
-from dispatch_rl.replay.recording import Recording, lookup_columns, record
+from dispatch_rl.record import main as record_command
+from dispatch_rl.replay import collector, paths, recording
+from dispatch_rl.replay.collector import record
+from dispatch_rl.replay.recording import Recording, lookup_columns
 from dispatch_rl.replay.traces import load_traces
 
+ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = RecordingConfig(shard_size=3, batch_size=2, max_draft_length=6)
 
 
@@ -64,6 +69,11 @@ def whole(other: Family, tmp_path_factory: pytest.TempPathFactory) -> Recording:
     return made
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file below ``folder``."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def beside(whole: Recording, name: str) -> Recording:
     """Return the same recording in another folder."""
     return replace(whole, folder=whole.folder.parent / name)
@@ -93,7 +103,7 @@ def test_an_interrupted_recording_goes_on(other: Family, whole: Recording, monke
     record(other, made, progress=done.append)
     assert {name: stat for name, stat in shards(made).items() if name in finished} == finished
     assert (made.finished, done) == (True, [3, 6, 9, 11])
-    assert rows(made) == rows(whole)
+    assert contents(made.folder) == contents(whole.folder)
 
 
 def test_a_shard_appears_only_when_it_is_whole(other: Family, whole: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,14 +144,26 @@ def test_two_processes_may_be_given_the_same_work(other: Family, whole: Recordin
 
 
 def test_processes_share_the_shards(other: Family, whole: Recording) -> None:
-    """Three processes write every third shard each, in any order; the columns are those of one process to the last bit."""
+    """Three processes write every third shard each, in any order; the files are those of one process to the last bit."""
     made = beside(whole, "shared")
     for shard, expected in ((2, {2}), (0, {0, 2, 3}), (1, {0, 1, 2, 3})):
         record(other, made, shard, num_shards=3)
         assert set(shards(made)) == {f"shard-{number:05d}" for number in expected}
         assert made.finished == (len(expected) == 4)
-    ours, theirs = load_traces(made.folder).table, load_traces(whole.folder).table
-    assert ours.combine_chunks().equals(theirs.combine_chunks())
+    assert contents(made.folder) == contents(whole.folder)
+
+
+def test_processes_work_at_once(other_folder: Path, tmp_path: Path) -> None:
+    """As SLURM or torchrun starts them: two commands that each take every second shard write the files of one command."""
+    to_record(tmp_path / "any")  # writes the prompts
+    students = f"{{tiny: {{path: {other_folder}/tiny}}, twin: {{path: {other_folder}/twin}}}}"
+    argv = [f"--family.target.path={other_folder}/target", f"--family.students={students}", f"--prompts.source={tmp_path}/prompts.txt"]
+    argv += ["--part=validation", "--num_prompts=11", "--recording.shard_size=3", "--recording.batch_size=2", "--prompts.max_new_tokens=20"]
+    command = [sys.executable, "-m", "dispatch_rl.record", *argv, f"--output={tmp_path}/shared", "--num_shards=2"]
+    processes = [subprocess.Popen([*command, f"--shard={shard}"], cwd=ROOT) for shard in (0, 1)]
+    assert [process.wait() for process in processes] == [0, 0]
+    record_command([*argv, f"--output={tmp_path}/alone"])
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
 
 
 def test_other_settings_are_not_mixed_in(other: Family, pocket: Family, whole: Recording, tmp_path: Path) -> None:
@@ -227,7 +249,7 @@ def test_one_shard_is_in_memory(other: Family, tmp_path: Path, monkeypatch: pyte
     """Prompts are drawn shard by shard, and of finished shards neither prompts nor rows are kept."""
     drawn, alive, seen = 0, weakref.WeakSet[Prompt](), []
     tables: list[weakref.ref[pa.Table]] = []
-    write = recording._write_shard
+    write = collector._write_shard
 
     def counted(*arguments: Any) -> Iterator[Prompt]:
         nonlocal drawn
@@ -241,8 +263,8 @@ def test_one_shard_is_in_memory(other: Family, tmp_path: Path, monkeypatch: pyte
         tables.append(weakref.ref(table))
         write(folder, table)
 
-    monkeypatch.setattr(recording, "prompts", counted)
-    monkeypatch.setattr(recording, "_write_shard", watched)
+    monkeypatch.setattr(collector, "prompts", counted)
+    monkeypatch.setattr(collector, "_write_shard", watched)
     made = to_record(tmp_path / "traces", num_prompts=11)
     record(other, made)
     assert [drawn for drawn, *_ in seen] == [3, 6, 9, 11]

@@ -17,8 +17,9 @@ from dispatch_rl.decoding.rounds import Round, RoundTable
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.policies.threshold import ThresholdPolicy
+from dispatch_rl.replay.collector import record
 from dispatch_rl.replay.episodes import Episodes, Observations
-from dispatch_rl.replay.recording import Recording, record
+from dispatch_rl.replay.recording import Recording
 from dispatch_rl.replay.running import replay
 from dispatch_rl.replay.traces import load_traces
 from dispatch_rl.replay.world import ReplayWorld

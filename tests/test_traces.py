@@ -17,9 +17,10 @@ from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
 from dispatch_rl.prompts import prompts
+from dispatch_rl.replay.collector import record
 from dispatch_rl.replay.columns import runs
 from dispatch_rl.replay.fingerprint import family_fingerprint
-from dispatch_rl.replay.recording import Recording, record
+from dispatch_rl.replay.recording import Recording
 from dispatch_rl.replay.traces import load_traces
 from tests.traces import Row, made_up_profile, made_up_world, random_rows, write_traces
 

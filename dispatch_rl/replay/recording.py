@@ -1,11 +1,7 @@
-"""Recording traces: the target's path of every prompt, then one pass of every student over it. Restartable shard by shard."""
+"""Recording traces: the target's path of every prompt, then one pass of every student over it. Who writes which shard: ``collector.py``."""
 
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +13,10 @@ from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.lookup import LookupIndex
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
-from dispatch_rl.progress import quiet_datasets
-from dispatch_rl.prompts import Prompt, Split, prompts
+from dispatch_rl.prompts import Prompt, Split
 from dispatch_rl.replay.fingerprint import digest, family_fingerprint, recording_settings
-from dispatch_rl.replay.metadata import TraceMetadata
 from dispatch_rl.replay.paths import Batch, Paths, StudentReading, read_paths, write_paths
-from dispatch_rl.replay.schema import LOOKUP_COLUMNS, METADATA, VERSION, features, shard_name
-from dispatch_rl.runs import write_json
+from dispatch_rl.replay.schema import LOOKUP_COLUMNS, VERSION, features, shard_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,43 +62,15 @@ class Recording:
     @property
     def finished(self) -> bool:
         """Whether all shards are there."""
-        return all((self.folder / shard_name(shard)).is_dir() for shard in range(self.num_shards))
+        return not self.missing()
 
+    def missing(self, shard: int = 0, num_shards: int = 1) -> list[int]:
+        """Return which of the shards ``shard``, ``shard + num_shards``, ... are not there yet."""
+        return [number for number in range(shard, self.num_shards, num_shards) if not (self.folder / shard_name(number)).is_dir()]
 
-def record(
-    family: Family,
-    recording: Recording,
-    shard: int = 0,
-    num_shards: int = 1,
-    progress: Callable[[int], None] = lambda texts: None,
-) -> None:
-    """Write the shards ``shard``, ``shard + num_shards``, ... that are not there yet.
-
-    Args:
-        family: The models.
-        recording: What is recorded, and where.
-        shard: Which share of the work this process does.
-        num_shards: Among how many the work is split.
-        progress: Told the number of texts that are done.
-
-    Raises:
-        UserError: Rejection sampling, a folder that holds another recording, or prompts that cannot be read.
-    """
-    check_sampling(recording.config.sampling)
-    size = recording.settings.shard_size
-    stream = prompts(recording.config.prompts, family, recording.part, recording.seed)
-    first = next(stream)  # where the prompts cannot be read, nothing is written
-    stream = chain([first], stream)
-    _begin(recording, family)
-    with _threads(recording.settings.threads):
-        for number in range(recording.num_shards):
-            count = min(size, recording.num_prompts - number * size)
-            folder = recording.folder / shard_name(number)
-            if number % num_shards != shard or folder.is_dir():
-                next(islice(stream, count - 1, None))
-            else:
-                _write_shard(folder, _shard(family, recording, list(islice(stream, count)), number * size))
-            progress(number * size + count)
+    def num_texts(self, number: int) -> int:
+        """Return how many texts shard ``number`` holds."""
+        return min(self.settings.shard_size, self.num_prompts - number * self.settings.shard_size)
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -121,55 +86,11 @@ def check_sampling(sampling: Sampling) -> None:
         )
 
 
-def _begin(recording: Recording, family: Family) -> None:
-    """Write the metadata, or see that what is there belongs to the same recording."""
-    path, wanted = recording.folder / METADATA, recording.metadata(family)
-    if path.exists():
-        there = TraceMetadata.read(path)
-        if there.fingerprint != wanted["fingerprint"]:
-            raise UserError(f"output: {recording.folder} holds a recording of another family or with other settings; choose another folder")
-        keys = ("num_prompts", "shard_size", "max_draft_length")
-        if different := [key for key in keys if getattr(there, key) != wanted[key]]:
-            key = different[0]
-            raise UserError(
-                f"output: {recording.folder} was begun with {key} {getattr(there, key)}, not {wanted[key]}; choose another folder"
-            )
-    elif recording.folder.exists() and any(not file.name.startswith(METADATA) for file in recording.folder.iterdir()):
-        raise UserError(f"output: {recording.folder} is not empty and holds no recording; choose another folder")
-    else:
-        write_json(path, wanted)
+def shard_table(family: Family, recording: Recording, chosen: Sequence[Prompt], first: int) -> "pa.Table":
+    """Record some prompts and return their rows, the first of them being prompt number ``first``.
 
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Use ``count`` CPU threads; None leaves them as they are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _write_shard(folder: Path, table: "pa.Table") -> None:
-    """Write a shard so that its folder appears only when it is whole."""
-    import datasets
-
-    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with quiet_datasets():
-        datasets.Dataset(table).save_to_disk(str(unfinished))
-    try:
-        unfinished.rename(folder)
-    except OSError:
-        # Another process that was given the same work may have been faster.
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(unfinished)
-
-
-def _shard(family: Family, recording: Recording, chosen: Sequence[Prompt], first: int) -> "pa.Table":
-    """Record some prompts and return their rows. Prompts of similar length share a batch."""
+    Prompts of similar length share a batch. Sums of floats depend on what else is in a batch, so only prompts of one shard ever share one.
+    """
     import pyarrow as pa
 
     size = recording.settings.batch_size

@@ -12,9 +12,10 @@ from dispatch_rl.decoding.arms import Arm, ArmTable
 from dispatch_rl.decoding.families import Family, device_name, find_device, load_family
 from dispatch_rl.errors import UserError
 from dispatch_rl.prompts import Split
+from dispatch_rl.replay.collector import record
 from dispatch_rl.replay.fingerprint import digest, family_fingerprint
 from dispatch_rl.replay.profile import Profile
-from dispatch_rl.replay.recording import Recording, check_sampling, record
+from dispatch_rl.replay.recording import Recording, check_sampling
 from dispatch_rl.replay.traces import Traces, load_traces
 from dispatch_rl.replay.world import ReplayWorld
 
