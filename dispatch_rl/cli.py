@@ -16,15 +16,20 @@ from dataclasses import asdict, fields, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from dispatch_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from argparse import Action
 
 C = TypeVar("C")
 
 _QUOTED_KEY = re.compile(r"--([\w.\-]+)|option '([\w.]+)'|Option '([\w.]+)'|[Kk]ey '([\w.]+)'|key \"([\w.]+)\"")
+
+_CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 
 _NOISE = (
     "Does not validate against any",
@@ -36,6 +41,13 @@ _NOISE = (
 """How the lines begin that say nothing to a user."""
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Names types as people do."""
+
+    def _expand_help(self, action: "Action") -> str:
+        return _CLASS.sub(r"\1", super()._expand_help(action))
 
 
 class Parser(ArgumentParser):
@@ -66,7 +78,8 @@ class Parser(ArgumentParser):
 def make_parser(config_class: type, command: str, description: str) -> Parser:
     """Return a parser with an option for every key of ``config_class``."""
     program = f"python -m dispatch_rl.{command}"
-    parser = Parser(prog=program, description=description, usage=f"{program} [--config FILE] [--KEY VALUE ...]")
+    usage = f"{program} [--config FILE] [--KEY VALUE ...]"
+    parser = Parser(prog=program, description=description, usage=usage, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the keys below; repeatable")
     parser.add_class_arguments(config_class, nested_key=None, as_group=False)
     parser.set_defaults(_plain_collections("", config_class()))
@@ -126,7 +139,7 @@ def _short(message: str) -> str:
     """Return the telling part of one of jsonargparse's messages in one line."""
     lines = [line.strip(" -\t") for line in message.strip().splitlines()]
     kept = [line for line in lines if line and not line.startswith(_NOISE)]
-    return re.sub(r"\s+", " ", " ".join(kept))[:600]
+    return _CLASS.sub(r"\1", re.sub(r"\s+", " ", " ".join(kept)))[:600]
 
 
 def _switched_on(argv: Sequence[str], switches: Collection[str]) -> Iterator[str]:

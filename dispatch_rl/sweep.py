@@ -84,6 +84,8 @@ def main(argv: Sequence[str]) -> None:
         Worker(study, folder, config.workers, config.track).work()
     finally:
         show_results(study, folder, config)
+    if all(trial.state.name == "FAIL" for trial in study.trials()):
+        raise UserError(f"all runs of {folder} failed; their logs are beside them")
 
 
 def runs_of(sweep: "SweepFile", count: int | None) -> int:
@@ -123,7 +125,7 @@ def show_results(study: "SweepStudy", folder: Path, config: SweepConfig) -> None
         figure = folder / "parallel_coordinates.png"
         results.write_figure(figure, found, study.sweep.parameters)
         written.append(str(figure))
-        print(f"best: {found[0]['run']}; train with its configuration: python -m dispatch_rl.train --config {found[0]['run']}/config.yaml")
+        print(f"best: {found[0]['run']}, a run like any other: evaluate it, export it, or train with its config.yaml")
     print(f"written: {', '.join(written)}")
 
 

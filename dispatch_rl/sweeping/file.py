@@ -13,7 +13,7 @@ from dispatch_rl.sweeping import command
 from dispatch_rl.sweeping.parameters import read_parameters
 from dispatch_rl.sweeping.space import Parameter
 from dispatch_rl.sweeping.stopping import Hyperband, read_stopping
-from dispatch_rl.sweeping.suggestions import among
+from dispatch_rl.sweeping.suggestions import among, option
 
 METHODS = ("grid", "random", "bayes")
 _METRIC_KEYS = {"name", "goal", "target", "impute", "impute_while_running"}
@@ -166,8 +166,7 @@ def _check_options(sweep: SweepFile) -> None:
         if parameter.name in _OWN:
             raise UserError(f"{_place(sweep, parameter)}: a sweep {_OWN[parameter.name]} itself")
         if parameter.name not in known or parameter.name == "config":
-            leaves = {name: name for name in known} | {name.rsplit(".", 1)[-1]: name for name in known if "." in name}
-            raise UserError(f"{_place(sweep, parameter)}: {command.TRAIN} has no such option{_nearest(parameter.name, leaves)}")
+            raise UserError(f"{_place(sweep, parameter)}: {command.TRAIN} has no such option{option(parameter.name, known)}")
     _, options = command.parts(sweep.words({}))
     try:
         cli.parse(parser, options)
@@ -179,16 +178,6 @@ def _check_options(sweep: SweepFile) -> None:
                 cli.parse(parser, command.arguments(command.nested({parameter: value}))["args"])
             except UserError as error:
                 raise UserError(f"{_place(sweep, parameter)}: {value!r} is not what the option takes: {error}") from error
-
-
-def _nearest(name: str, known: dict[str, str]) -> str:
-    """Return a suggestion for a mistyped option, by its whole name or by its last part alone."""
-    end = among(name, known)
-    if "did you mean" not in end:
-        end = among(name.rsplit(".", 1)[-1], known)
-    if "did you mean" not in end:
-        return f"; python -m {command.TRAIN} --help lists them"
-    return f"; did you mean {known[end.removeprefix('; did you mean ').removesuffix('?')]}?"
 
 
 def _place(sweep: SweepFile, parameter: Parameter) -> str:

@@ -1,5 +1,6 @@
 """What came out of a sweep: rows, a table and a figure."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _RUNNING = "running"
+_PATCH = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
 
 
 def rows(study: SweepStudy, folder: Path, track: str | None) -> list[Row]:
@@ -74,7 +76,7 @@ def parallel_coordinates(axes: "Axes", found: Sequence[Row], parameters: Sequenc
     for place, (_, labels) in enumerate(scales):
         axes.axvline(place, color="#999999", linewidth=0.8)
         for height, label in labels:
-            axes.annotate(label, (place, height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center")
+            axes.annotate(label, (place, height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center", bbox=_PATCH)
     axes.set_xticks(range(len(scales)), [*(p.name for p in searched), drawn[0]["metric"]], fontsize=8)
     axes.set_yticks([])
     axes.set(title=f"{len(drawn)} runs; thick: the best; dashed: stopped early", ylim=(-0.06, 1.06), xlim=(-0.2, len(scales) - 0.6))
@@ -105,4 +107,6 @@ def write_figure(path: Path, found: Sequence[Row], parameters: Sequence[Paramete
     figure = Figure(figsize=(3 + 2 * searched, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     parallel_coordinates(figure.add_subplot(), found, parameters)
-    figure.savefig(path, dpi=130)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    figure.savefig(temporary, dpi=130, format="png")
+    os.replace(temporary, path)

@@ -75,7 +75,7 @@ class Worker:
                 job.wait()
             return
         self.jobs.remove(job)
-        if job.stopped_early:
+        if job.stopped_early and status:
             self._tell(job, TrialState.PRUNED, values, f"after {len(values)} validations")
         elif status:
             how = f"signal {-status}" if status < 0 else f"status {status}"
