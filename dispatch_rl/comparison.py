@@ -85,6 +85,15 @@ class Comparison:
         rows = [*(self._policy_row(name) for name in self.results), *(self._row(name) for name in self.bounds)]
         return sorted(rows, key=lambda row: float(row["latency_ms_per_token"]), reverse=True)
 
+    def text_rows(self) -> list[Row]:
+        """Return one row per text: its tokens, and what every policy and bound took for it (ms per token)."""
+        names = [*self.results, *self.bounds]
+        per_token = np.stack([self._times(name) for name in names]) / self.tokens
+        return [
+            {"text": text, "tokens": int(tokens), **dict(zip(names, column.tolist(), strict=True))}
+            for text, (tokens, column) in enumerate(zip(self.tokens, per_token.T, strict=True))
+        ]
+
     def prediction_errors(self) -> dict[str, float]:
         """Return predicted / measured - 1 of every policy whose texts were recorded."""
         errors = {}

@@ -1,6 +1,6 @@
 """Compare the policies of a run on held-out texts: ``python -m dispatch_rl.evaluate runs/NAME``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dispatch_rl.replay.sources import ReplaySource
     from dispatch_rl.replay.world import ReplayWorld
     from dispatch_rl.runs import RunFolder
+    from dispatch_rl.tracking.base import Tracking
 
 _FEW_ARMS = 8
 """With more arms than this, only the best fixed arm is decoded live, not every one."""
@@ -39,7 +40,12 @@ class EvaluateConfig:
 
 
 def evaluate_run(
-    run: "RunFolder", config: TrainConfig, learned: "NetworkPolicy", family: "Family | None", source: "ReplaySource | None"
+    run: "RunFolder",
+    config: TrainConfig,
+    learned: "NetworkPolicy",
+    family: "Family | None",
+    source: "ReplaySource | None",
+    tracking: "Tracking | None" = None,
 ) -> "Evaluation":
     """Measure, print and write the evaluation of a run.
 
@@ -49,8 +55,10 @@ def evaluate_run(
         learned: The policy in question.
         family: The models; None leaves out the live comparison.
         source: Traces and latencies; None leaves out replay.
+        tracking: Told the rows, the figures and what the learned policy comes to.
     """
     from dispatch_rl import page, report
+    from dispatch_rl.run_card import write_card
     from dispatch_rl.runs import write_json
 
     found = _replayed(config, learned, source)
@@ -58,9 +66,27 @@ def evaluate_run(
         found = replace(found, live=_live(config, learned, family, source, found.world))
     write_json(run.evaluation, found.rows())
     print(f"\n{report.summary(found)}\n")
-    page.write(found, config.name, run.report, run.figure)
+    figures = page.write(found, config.name, run.report, run.figure)
+    write_card(run, config)
     print(f"written: {run.evaluation}, {run.report}, {run.figure}")
+    if tracking is not None:
+        _track(found, figures, tracking)
     return found
+
+
+def _track(found: "Evaluation", figures: Mapping[str, bytes], tracking: "Tracking") -> None:
+    from dispatch_rl.contestants import LEARNED
+
+    for comparison in (found.replayed, found.live):
+        if comparison is not None:
+            rows = comparison.rows()
+            tracking.table(f"evaluation/{comparison.mode}", rows)
+            tracking.table(f"texts/{comparison.mode}", comparison.text_rows())
+            row = next(row for row in rows if row["policy"] == LEARNED)
+            told = ("latency_ms_per_token", "speedup", "gap_closed", "draft_acceptance_rate", "mean_acceptance_length")
+            tracking.summarise({f"test_{comparison.mode}/{key}": row[key] for key in told if row[key] is not None})
+    for title, image in figures.items():
+        tracking.image(f"figures/{title.replace(',', '').replace(' ', '_')}", image)
 
 
 def _replayed(config: TrainConfig, learned: "NetworkPolicy", source: "ReplaySource | None") -> "Evaluation":

@@ -1,9 +1,11 @@
 """Export a policy of a run: ``python -m dispatch_rl.export runs/pocket --output bundle``."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dispatch_rl import __version__, cli
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from dispatch_rl.policies.base import Policy
     from dispatch_rl.runs import RunFolder
     from dispatch_rl.runtime.bundle import Bundle
+    from dispatch_rl.tracking.base import Tracking
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ def policy_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family"
     return compared[name], contestants(config, students, arms, features, None, validation)[compared[name]]
 
 
-def bundle_of(run: "RunFolder", config: TrainConfig, name: str) -> "Bundle":
-    """Return the bundle of a policy of a run.
+def bundle_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family | None" = None) -> "Bundle":
+    """Return the bundle of a policy of a run; ``family`` saves loading it again.
 
     Raises:
         UserError: The run has no such policy, or was trained on a recording from elsewhere.
@@ -78,7 +81,7 @@ def bundle_of(run: "RunFolder", config: TrainConfig, name: str) -> "Bundle":
         raise UserError(
             f"{run.config}: replay.traces: the arms are those of {config.replay.traces}, not of the family, so they cannot decode"
         )
-    family = load_family(config.family)
+    family = family or load_family(config.family)
     arms = ArmTable(config.arm_list())
     arms.check_students(tuple(family.students))
     called, policy = policy_of(run, config, name, family, arms)
@@ -114,6 +117,38 @@ def training_summary(run: "RunFolder", config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def write_bundle(bundle: "Bundle", output: Path, *, overwrite: bool) -> None:
+    """Write a bundle with its card and, for a network where ``onnx`` is installed, ``policy.onnx``."""
+    from dispatch_rl.policies.network import NetworkPolicy
+    from dispatch_rl.runtime import onnx_file
+    from dispatch_rl.runtime.bundle import CARD, ONNX
+    from dispatch_rl.runtime.card import card_text
+
+    extras = {CARD: card_text(bundle).encode()}
+    if isinstance(bundle.policy, NetworkPolicy) and onnx_file.is_possible():
+        extras[ONNX] = onnx_file.network_bytes(bundle.policy)
+    bundle.write(output, overwrite=overwrite, extras=extras)
+    if isinstance(bundle.policy, NetworkPolicy) and ONNX not in extras:
+        print(f"{ONNX} is left out: pip install 'dispatch-rl[onnx]' brings what writes it")
+
+
+def track_policy(run: "RunFolder", config: TrainConfig, family: "Family | None", tracking: "Tracking") -> None:
+    """Give the learned policy of a run to what follows it: the bundle or, of a training without models, the policy's own files."""
+    from dispatch_rl.contestants import LEARNED
+
+    about = training_summary(run, config)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "bundle"
+        try:
+            write_bundle(bundle_of(run, config, LEARNED, family), folder, overwrite=True)
+        except UserError as error:
+            print(f"the policy is tracked without a bundle: {error}")
+            folder.mkdir()
+            for path in (run.best_policy, run.interface, run.config, run.card):
+                shutil.copy(path, folder)
+        tracking.bundle(f"{config.name}-policy", folder, about)
+
+
 def main(argv: Sequence[str]) -> None:
     """Write the bundle."""
     parser = cli.make_parser(ExportConfig, "export", "Write a policy of a run as a bundle that decodes anywhere: no pickle, no code.")
@@ -126,19 +161,10 @@ def main(argv: Sequence[str]) -> None:
     run = RunFolder.open(Path(namespace.run))
     trained = cli.read_config(TrainConfig, run.config)
 
-    from dispatch_rl.policies.network import NetworkPolicy
-    from dispatch_rl.runtime import onnx_file
-    from dispatch_rl.runtime.bundle import CARD, ONNX, check_free
-    from dispatch_rl.runtime.card import card_text
+    from dispatch_rl.runtime.bundle import check_free
 
     check_free(config.output, overwrite=config.overwrite)
-    bundle = bundle_of(run, trained, config.policy)
-    extras = {CARD: card_text(bundle).encode()}
-    if isinstance(bundle.policy, NetworkPolicy) and onnx_file.is_possible():
-        extras[ONNX] = onnx_file.network_bytes(bundle.policy)
-    bundle.write(config.output, overwrite=config.overwrite, extras=extras)
-    if isinstance(bundle.policy, NetworkPolicy) and ONNX not in extras:
-        print(f"{ONNX} is left out: pip install 'dispatch-rl[onnx]' brings what writes it")
+    write_bundle(bundle_of(run, trained, config.policy), config.output, overwrite=config.overwrite)
     print(f"written: {', '.join(str(path) for path in sorted(config.output.iterdir()))}")
 
 

@@ -1,6 +1,6 @@
 """Figures of an evaluation, each drawn on axes that the caller provides."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,12 +20,12 @@ _TIMELINE_ROUNDS = 40
 """More could not be read."""
 
 
-def latency(axes: "Axes", comparison: Comparison) -> None:
-    """Draw the latency of every policy with its interval, and the oracle as a line."""
+def latency(axes: "Axes", comparison: Comparison, learned: Collection[str] = (LEARNED,)) -> None:
+    """Draw the latency of every policy with its interval, the ``learned`` ones in another colour, and the oracle as a line."""
     rows = [row for row in comparison.rows() if row["policy"] not in comparison.bounds]
     values = np.array([row["latency_ms_per_token"] for row in rows])
     errors = np.array([[row["latency_ms_per_token"] - row["ci_low"], row["ci_high"] - row["latency_ms_per_token"]] for row in rows])
-    colours = [_GREEN if row["policy"] == LEARNED else _BLUE for row in rows]
+    colours = [_GREEN if row["policy"] in learned else _BLUE for row in rows]
     axes.barh([row["policy"] for row in rows], values, xerr=errors.T, color=colours, capsize=3)
     axes.invert_yaxis()
     if ORACLE in comparison.bounds:
@@ -33,6 +33,17 @@ def latency(axes: "Axes", comparison: Comparison) -> None:
         axes.axvline(bound, color=_RED, linestyle="--", label=f"{ORACLE} {bound:.2f}")
         axes.legend(loc="lower right", fontsize=8)
     axes.set(xlabel="latency (ms per token), 95 % interval", title=f"Latency ({comparison.mode})")
+
+
+def differences(axes: "Axes", comparison: Comparison, policies: Sequence[str], baseline: str) -> None:
+    """Draw how much more every policy takes than the baseline, with the interval of the paired difference."""
+    base = comparison.latency_ms_per_token(baseline).value
+    intervals = [comparison.difference_ms_per_token(policy, baseline) for policy in policies]
+    values, low, high = (100 / base * np.array([getattr(interval, end) for interval in intervals]) for end in ("value", "low", "high"))
+    axes.errorbar(values, list(policies), xerr=np.stack([values - low, high - values]), fmt="o", color=_BLUE, capsize=3)
+    axes.axvline(0, color=_GREY, linestyle="--")
+    axes.margins(y=0.3)
+    axes.set(xlabel="difference in latency per token (%), 95 % interval, paired by text", title=f"Against '{baseline}' ({comparison.mode})")
 
 
 def gap_closed(axes: "Axes", comparison: Comparison) -> None:

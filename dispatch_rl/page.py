@@ -29,12 +29,14 @@ figure { display: inline-block; margin: .5em 0; max-width: 100% } img { max-widt
 """.strip()
 
 
-def write(evaluation: Evaluation, name: str, page: Path, picture: Path) -> None:
-    """Write the page, with every figure that the evaluation has something for, and a picture of the first of them."""
-    import matplotlib
+def write(evaluation: Evaluation, name: str, page: Path, picture: Path) -> dict[str, bytes]:
+    """Write the page, with every figure that the evaluation has something for, and one picture of them all.
 
-    matplotlib.use("agg")
+    Returns:
+        Each figure as PNG, by title.
+    """
     draws = _draws(evaluation)
+    figures_png = {title: png([draw]) for title, draw in draws.items()}
     body = [f"<h1>dispatch-rl: {html.escape(name)}</h1>"]
     for comparison in (evaluation.replayed, evaluation.live):
         if comparison is not None:
@@ -42,14 +44,22 @@ def write(evaluation: Evaluation, name: str, page: Path, picture: Path) -> None:
             body += [_table(comparison), *(f"<p>{html.escape(said)}</p>" for said in report.verdicts(comparison))]
     body.append("<h2>Figures</h2>")
     body += [
-        f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{_png([draw])}"></figure>' for title, draw in draws.items()
+        f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(image).decode()}"></figure>'
+        for title, image in figures_png.items()
     ]
     body.append(f"<p><small>{datetime.now(UTC):%Y-%m-%d %H:%M} UTC</small></p>")
     head = f'<meta charset="utf-8"><title>dispatch-rl: {html.escape(name)}</title><style>{_STYLE}</style>'
     write_atomically(page, f"<!doctype html><html lang=en><head>{head}</head><body>\n" + "\n".join(body) + "\n</body></html>\n")
-    temporary = picture.with_name("unfinished-" + picture.name)
-    temporary.write_bytes(base64.b64decode(_png(list(draws.values()))))
-    temporary.replace(picture)
+    write_picture(list(draws.values()), picture)
+    return figures_png
+
+
+def write_picture(draws: list[Draw], path: Path) -> None:
+    """Write some figures as one PNG file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name("unfinished-" + path.name)
+    temporary.write_bytes(png(draws))
+    temporary.replace(path)
 
 
 def _draws(evaluation: Evaluation) -> dict[str, Draw]:
@@ -76,8 +86,11 @@ def _draws(evaluation: Evaluation) -> dict[str, Draw]:
     return found
 
 
-def _png(draws: list[Draw]) -> str:
-    """Draw side by side, three in a row, and return the picture in base64."""
+def png(draws: list[Draw]) -> bytes:
+    """Draw side by side, three in a row, and return the picture."""
+    import matplotlib
+
+    matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     columns = min(3, len(draws))
@@ -90,7 +103,7 @@ def _png(draws: list[Draw]) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     plt.close(figure)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def _table(comparison: Comparison) -> str:

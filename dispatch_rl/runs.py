@@ -106,6 +106,16 @@ class RunFolder:
         """Tables and figures in one page."""
         return self.path / "report.html"
 
+    @property
+    def tracking(self) -> Path:
+        """Which W&B run belongs to this one, if any does."""
+        return self.path / "tracking.json"
+
+    @property
+    def card(self) -> Path:
+        """What was trained, on what, how well it does and how to use it, for people."""
+        return self.path / "README.md"
+
     def check_interface(self, features: Sequence[str], arms: Sequence[str]) -> None:
         """Refuse policies of the run where they would see or choose something else.
 

@@ -1,6 +1,6 @@
 """Train a dispatcher: ``python -m dispatch_rl.train --config configs/pocket.yaml``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from dispatch_rl.policies.network import NetworkPolicy
     from dispatch_rl.replay.sources import ReplaySource
     from dispatch_rl.runs import RunFolder
+    from dispatch_rl.tracking.base import Tracking
 
-    Validate = Callable[[NetworkPolicy], float]
+    Validate = Callable[[NetworkPolicy], Mapping[str, float]]
 
 _DESCRIPTION = (
     "Train a dispatcher on replay or on real decoding and compare it with the baselines. "
@@ -76,7 +77,10 @@ def check(config: TrainConfig) -> None:
     from dispatch_rl.decoding.arms import ArmTable
     from dispatch_rl.policies.threshold import ThresholdPolicy
     from dispatch_rl.replay.recording import check_sampling
+    from dispatch_rl.tracking.weights_and_biases import wanted_mode
 
+    if config.track is not None:
+        wanted_mode(config.tracking)
     if not config.live:
         check_sampling(config.sampling)
     if config.replay.traces is None or config.live:
@@ -108,8 +112,11 @@ class Training:
 
         from dispatch_rl.decoding.families import load_family
         from dispatch_rl.evaluate import evaluate_run
+        from dispatch_rl.export import track_policy
         from dispatch_rl.progress import progress_bar
         from dispatch_rl.replay.sources import open_replay
+        from dispatch_rl.run_card import write_card
+        from dispatch_rl.tracking.opening import open_tracking
 
         config = self.config
         if config.family.threads is not None:
@@ -124,13 +131,17 @@ class Training:
         initial = self._initial_policy(names, tally.arms)
         if config_yaml is not None:
             self.folder.begin(config_yaml, "replay" if self.family is None else self.family.device_name(), names, tally.arms)
-        learned = self._learn(env, features, tally, validate, initial)
-        evaluate_run(self.folder, config, learned, self.family, self.source)
+        write_card(self.folder, config)
+        with open_tracking(self.folder, config) as tracking:
+            learned = self._learn(env, features, tally, validate, initial, tracking)
+            evaluate_run(self.folder, config, learned, self.family, self.source, tracking)
+            if config.track is not None:
+                track_policy(self.folder, config, self.family, tracking)
 
     def _prepare_replay(self) -> "tuple[VecEnv, tuple[Feature, ...], Tally, Validate]":
         from dispatch_rl.contest import check_decodable
         from dispatch_rl.envs.replay_vector import ReplayVecEnv, ReplayVectorEnv
-        from dispatch_rl.replay.running import replay
+        from dispatch_rl.validation import ReplayValidation
 
         assert self.source is not None
         world, validation, test = (self.source.world(part) for part in ("train", "validation", "test"))
@@ -143,16 +154,16 @@ class Training:
         traces = world.traces
         print(f"{traces.num_texts} texts, {traces.num_positions} tokens, from {traces.source}; {world.profile.device}")
         print(f"best fixed arm on them: {env.reward.reference_ms_per_token:.3f} ms per token")
-        return ReplayVecEnv(env), world.features, env.tally, lambda policy: replay(validation, policy).latency_ms_per_token
+        return ReplayVecEnv(env), world.features, env.tally, ReplayValidation(validation)
 
     def _prepare_live(self) -> "tuple[VecEnv, tuple[Feature, ...], Tally, Validate]":
         from stable_baselines3.common.monitor import Monitor
         from stable_baselines3.common.vec_env import DummyVecEnv
 
-        from dispatch_rl.decoding.loop import decode
         from dispatch_rl.envs.live import LiveDecodingEnv
         from dispatch_rl.envs.tally import Tally
         from dispatch_rl.prompts import prompts
+        from dispatch_rl.validation import LiveValidation
 
         config, family = self.config, self.family
         assert family is not None
@@ -160,12 +171,8 @@ class Training:
         validation = list(islice(prompts(config.prompts, family, "validation", config.seed), config.validation_prompts))
         print(f"target alone {env.reward.reference_ms_per_token:.2f} ms per token")
 
-        def latency_ms(policy: "NetworkPolicy") -> float:
-            longest = config.prompts.max_new_tokens
-            texts = [decode(family, policy, env.arms, p.tokens, p.sampling(config.sampling), longest) for p in validation]
-            return sum(text.decoding_ms for text in texts) / sum(len(text.tokens) - 1 for text in texts)
-
-        return DummyVecEnv([lambda: Monitor(env)]), env.features, Tally([arm.name for arm in env.arms]), latency_ms
+        measured = LiveValidation(family, env.arms, validation, config)
+        return DummyVecEnv([lambda: Monitor(env)]), env.features, Tally([arm.name for arm in env.arms]), measured
 
     def _initial_policy(self, features: list[str], arms: list[str]) -> "NetworkPolicy | None":
         from dispatch_rl.policies.network import NetworkPolicy
@@ -182,7 +189,13 @@ class Training:
         return policy
 
     def _learn(
-        self, env: "VecEnv", features: "tuple[Feature, ...]", tally: "Tally", validate: "Validate", initial: "NetworkPolicy | None"
+        self,
+        env: "VecEnv",
+        features: "tuple[Feature, ...]",
+        tally: "Tally",
+        validate: "Validate",
+        initial: "NetworkPolicy | None",
+        tracking: "Tracking",
     ) -> "NetworkPolicy":
         """Let the learner learn and return the policy that was fastest on the validation prompts."""
         from stable_baselines3 import PPO
@@ -194,15 +207,15 @@ class Training:
         from dispatch_rl.recorder import Recorder
 
         config, run = self.config, self.folder
-        model = build_learner(env, features, config, run.path / "tensorboard")
+        model = build_learner(env, features, config, None)
         if initial is not None and isinstance(model, PPO):
             start_from(model, initial)
         with progress_bar("learning", config.total_steps) as update:
-            recorder = Recorder(run, tally, config.live, validate, config.validation_interval, update)
-            recorder.model = model
+            recorder = Recorder(run, tracking, tally, config.live, validate, config.validation_interval, update)
+            recorder.attach(model)
             state = checkpoints.find(run.state)
             if state is None:
-                run.truncate_metrics(-1)
+                tracking.rewind(-1)
             else:
                 recorder.resume(state)
                 print(f"going on after {model.num_timesteps} of {config.total_steps} rounds")
@@ -211,6 +224,7 @@ class Training:
                 model.learn(left, callback=recorder, reset_num_timesteps=state is None)
             if recorder.validated_at < model.num_timesteps:
                 recorder.validate_now()
+        tracking.summarise(recorder.best)
         return NetworkPolicy.load(run.best_policy)
 
 

@@ -16,6 +16,12 @@ def pocket() -> Family:
 
 
 @pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of small runs, whose names must differ, and of the recordings that they share."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
 def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A family made elsewhere: other architectures, sizes and vocabulary, padded to unequal sizes."""
     return save_family(tmp_path_factory.mktemp("other-family"))

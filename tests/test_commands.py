@@ -15,7 +15,8 @@ from dispatch_rl.sweeping.file import read_sweep
 from tests.families import qwen2, tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["train", "evaluate", "record", "profile", "calibrate", "export", "generate", "sweep", "doctor", "pocket", "pocket.card"]
+COMMANDS = ["train", "evaluate", "compare", "sweep", "record", "profile", "calibrate", "export", "generate", "doctor"]
+COMMANDS += ["pocket", "pocket.card"]
 COMMANDS += ["bench decode", "bench replay", "bench endurance", "bench kernels"]
 
 Main = Callable[[Sequence[str]], None]

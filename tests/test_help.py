@@ -7,7 +7,7 @@ from typing import get_type_hints
 
 import pytest
 
-from dispatch_rl import bench, calibrate, doctor, evaluate, export, generate, profile, record, sweep, train
+from dispatch_rl import bench, calibrate, compare, doctor, evaluate, export, generate, profile, record, sweep, train
 from dispatch_rl.bench.decode import DecodeBenchConfig
 from dispatch_rl.bench.endurance import EnduranceConfig
 from dispatch_rl.bench.kernels import KernelBenchConfig
@@ -22,6 +22,7 @@ Main = Callable[[Sequence[str]], None]
 COMMANDS: dict[str, tuple[Main, list[str], type]] = {
     "train": (train.main, [], TrainConfig),
     "evaluate": (evaluate.main, ["runs/x"], evaluate.EvaluateConfig),
+    "compare": (compare.main, ["runs/x", "runs/y"], compare.CompareConfig),
     "export": (export.main, ["runs/x"], export.ExportConfig),
     "generate": (generate.main, [], generate.GenerateConfig),
     "record": (record.main, [], record.RecordConfig),

@@ -18,7 +18,19 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("configs", "envs", "kernels", "policies")
 """Folders that stand beside ``dispatch_rl/`` in a checkout and inside it in a wheel."""
 
-COMMANDS = {"train", "evaluate", "record", "profile", "calibrate", "export", "generate", "doctor", "pocket.__main__", "pocket.card"}
+COMMANDS = {
+    "train",
+    "evaluate",
+    "compare",
+    "record",
+    "profile",
+    "calibrate",
+    "export",
+    "generate",
+    "doctor",
+    "pocket.__main__",
+    "pocket.card",
+}
 BASE = {"errors", "config"}
 MAY_IMPORT = {
     "kernels": {"kernels"},
@@ -30,6 +42,7 @@ MAY_IMPORT = {
     "pocket": {*BASE, "kernels", "decoding", "pocket"},
     "progress": set(),
     "runs": {"errors"},
+    "tracking": {*BASE, "runs", "tracking"},
     "prompt_files": {*BASE, "decoding", "progress"},
     "prompts": {*BASE, "decoding", "pocket", "prompt_files"},
     "replay": {*BASE, "kernels", "decoding", "policies", "prompts", "progress", "runs", "replay"},

@@ -10,13 +10,12 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from dispatch_rl import evaluate, recorder, train
+from dispatch_rl import evaluate, train
 from dispatch_rl.errors import UserError
 from dispatch_rl.policies.network import NetworkPolicy
 from dispatch_rl.replay.profile import ForwardLatency, Profile
+from tests.small_runs import DATA, SMALL_PPO, killed_at_validation, start
 
-ROOT = Path(__file__).resolve().parents[1]
-SMALL_PPO = ["--num_envs=8", "--ppo.total_steps=512", "--ppo.rollout_steps=128", "--ppo.batch_size=64", "--ppo.n_epochs=2"]
 SMALL_DQN = [
     "--algo=dqn",
     "--num_envs=8",
@@ -26,24 +25,8 @@ SMALL_DQN = [
     "--dqn.buffer_size=400",
     "--dqn.exploration_final_eps=0.9",  # so that a lost share of random arms would show at once
 ]
-SHORT = ["--prompts.max_new_tokens=24", "--evaluation.prompts=3", "--validate_every=128"]
-SMALL_DATA = ["train_prompts=12", "validation_prompts=4", "test_prompts=4", "shard_size=8", "max_draft_length=8"]
-DATA = [*(f"--recording.{value}" for value in SMALL_DATA), "--profiling.rounds=100", "--profiling.longest_context=128"]
 BASELINES = {"target alone", "random", "threshold", "threshold, tuned", "best fixed arm", "UCB1", "Thompson", "LinUCB", "learned"}
 FIXED = {f"always {arm}" for arm in ("small-5", "medium-5", "large-5", "lookup-5")}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the module's runs and of the recordings that they share."""
-    return tmp_path_factory.mktemp("home")
-
-
-def start(home: Path, name: str, *options: str) -> Path:
-    """Train on replay and return the run's folder."""
-    places = [f"--runs={home}/runs", f"--replay.cache={home}/traces", f"--name={name}"]
-    train.main([f"--config={ROOT}/configs/pocket.yaml", *places, *SHORT, *DATA, *options])
-    return home / "runs" / name
 
 
 @pytest.fixture(scope="module")
@@ -150,19 +133,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     """Bit for bit: weights, optimiser, random numbers, environment, metrics. Twice the same training is the same, too."""
     name = f"{learner[0]}-{killed_after}".replace("=", "-").strip("-")
     whole = start(home, f"{name}-whole", *learner, "--evaluation.prompts=0")
-    validate = recorder.Recorder.validate_now
-    done: list[float] = []
-
-    def killed(self: recorder.Recorder) -> float:
-        if len(done) == killed_after:
-            raise KeyboardInterrupt
-        done.append(validate(self))
-        return done[-1]
-
-    monkeypatch.setattr(recorder.Recorder, "validate_now", killed)
-    with pytest.raises(KeyboardInterrupt):
-        start(home, f"{name}-cut", *learner, "--evaluation.prompts=0")
-    monkeypatch.undo()
+    killed_at_validation(killed_after, lambda: start(home, f"{name}-cut", *learner, "--evaluation.prompts=0"), monkeypatch)
     cut = home / "runs" / f"{name}-cut"
     train.main([f"--resume={cut}"])
     assert tensors(cut) == tensors(whole)

@@ -3,6 +3,7 @@
 from dispatch_rl.config.decoding import DecodingConfig, FamilyConfig, ModelSource, PromptConfig
 from dispatch_rl.config.learners import DQNConfig, PPOConfig, RewardConfig
 from dispatch_rl.config.replay import ProfilingConfig, RecordingConfig, ReplayConfig
+from dispatch_rl.config.tracking import TrackingConfig
 from dispatch_rl.config.training import EvaluationConfig, ThresholdConfig, TrainConfig
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "ReplayConfig",
     "RewardConfig",
     "ThresholdConfig",
+    "TrackingConfig",
     "TrainConfig",
 ]

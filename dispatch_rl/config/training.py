@@ -8,6 +8,7 @@ from typing import Literal
 from dispatch_rl.config.decoding import DecodingConfig
 from dispatch_rl.config.learners import DQNConfig, PPOConfig, RewardConfig
 from dispatch_rl.config.replay import ProfilingConfig, RecordingConfig, ReplayConfig
+from dispatch_rl.config.tracking import TrackingConfig
 from dispatch_rl.errors import UserError
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -81,6 +82,10 @@ class TrainConfig(DecodingConfig):
     """Prompts per validation of a live training; in replay all recorded ones are used."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """The comparison at the end."""
+    track: Literal["wandb"] | None = None
+    """wandb: the run is also followed with Weights & Biases, as the section tracking says; null: in the run's folder only."""
+    tracking: TrackingConfig = TrackingConfig()
+    """How the run is followed."""
 
     def __post_init__(self) -> None:
         if not _RUN_NAME.fullmatch(self.name):

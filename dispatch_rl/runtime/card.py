@@ -1,6 +1,6 @@
 """The model card of a bundle: what it chooses from and reads, how it was made, what was measured, how to use it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dispatch_rl.runtime.bundle import Bundle
@@ -51,26 +51,28 @@ def card_text(bundle: Bundle) -> str:
         target=bundle.family.target.path,
         students=students,
         arms=", ".join(f"`{arm.name}`" for arm in bundle.arms),
-        training=_training(bundle.training),
-        evaluation=_evaluation(bundle),
+        training=training_sentence(bundle.training),
+        evaluation=evaluation_table(bundle.evaluation),
         features="\n".join(rows),
         versions=", ".join(f"{name} {version}" for name, version in bundle.versions.items() if name not in ("device", "machine")),
     )
 
 
-def _training(training: Mapping[str, Any]) -> str:
+def training_sentence(training: Mapping[str, Any]) -> str:
+    """Return how a policy was made, from :func:`dispatch_rl.export.training_summary`."""
     if not training:
         return "Nothing was learned."
     rounds = f"{training['rounds']:,} rounds of {'real decoding' if training['env'] == 'live' else 'replay'}"
     return f"{training['algo'].upper()} on {rounds}, prompts `{training['prompts']}`, seed {training['seed']}."
 
 
-def _evaluation(bundle: Bundle) -> str:
-    if not bundle.evaluation:
+def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of an evaluation as a table in Markdown."""
+    if not rows:
         return "Not yet: `python -m dispatch_rl.evaluate` measures a run."
     head = "| policy | mode | ms/token (95 % interval) | speed-up | device |\n|---|---|--:|--:|---|\n"
     return head + "\n".join(
         f"| {row['policy']} | {row['mode']} | {row['latency_ms_per_token']:.3f} ({row['ci_low']:.3f} - {row['ci_high']:.3f}) "
         f"| {row['speedup']:.2f} | {row['device']} |"
-        for row in bundle.evaluation
+        for row in rows
     )

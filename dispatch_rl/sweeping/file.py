@@ -41,8 +41,12 @@ class Metric:
 
     @property
     def key(self) -> str:
-        """The key in ``metrics.jsonl``: ``validation/latency_ms_per_token`` is written as ``validation_latency_ms_per_token``."""
-        return self.name.replace("/", "_")
+        """The key in ``metrics.jsonl``, as :class:`dispatch_rl.tracking.lines.LinesTracker` writes it.
+
+        ``validation/X`` is ``validation_X``; ``decoding/X`` and ``time/X`` are ``X``.
+        """
+        section, _, key = self.name.partition("/")
+        return key if section in ("decoding", "time") else self.name.replace("/", "_")
 
     @property
     def sign(self) -> int:

@@ -12,8 +12,8 @@ def among(given: object, known: Iterable[str]) -> str:
 
 
 def option(given: str, known: Collection[str]) -> str:
-    """Return the end of an error line: the option nearest to a mistyped one, or those whose last part alone is near."""
-    if near := difflib.get_close_matches(given, sorted(known), n=1):
+    """Return the end of an error line: the option nearest to a mistyped one, or those whose last part is."""
+    if given.count(".") and (near := difflib.get_close_matches(given, sorted(known), n=1)):
         return f"; did you mean {near[0]}?"
     ends = {name.rpartition(".")[2] for name in known}
     if near := difflib.get_close_matches(given.rpartition(".")[2], sorted(ends), n=1):

@@ -1,0 +1,1 @@
+"""Following a run: JSON lines, TensorBoard and W&B behind one interface."""
