@@ -120,31 +120,31 @@ def test_runs_of_an_agent_have_folders_of_their_own(
     monkeypatch.setenv("WANDB_RUN_ID", "a1b2")
     taken = tmp_path / "pocket-a1b2"
     taken.mkdir()
-    (taken / "config.yaml").touch()
+    for empty in (taken / "config.yaml", tmp_path / "traces.jsonl"):
+        empty.touch()
     with pytest.raises(UserError, match=f"name: {taken} exists"):
-        train.main([f"--runs={tmp_path}"])
+        train.main([f"--runs={tmp_path}", f"--replay.traces={tmp_path}/traces.jsonl"])
 
 
-# From the description of W&B's rule: four runs have reached the second iteration with 9, 10, 8 and 7.
-SEEN = [[10.0, 9.0], [10.0, 10.0], [10.0, 8.0, 8.0], [10.0, 7.0, 7.0], [10.0, 6.0, 6.0]]
+RUNS = [[10.0, 9.0], [10.0, 10.0], [10.0, 8.0, 8.0], [10.0, 7.0, 7.0], [10.0, 6.0, 6.0], [5.0, 9.5]]
 
 
 @pytest.mark.parametrize(
     ("rule", "stopped"),
     [
-        ({"max_iter": 5, "eta": 2, "s": 2}, [False, True, False, False, False]),  # bands 1 and 2: the third of 6 7 8 9 10 is 8
-        ({"max_iter": 5, "eta": 2, "s": 2, "strict": True}, [True, True, False, False, False]),
-        ({"min_iter": 3, "eta": 3}, [False, False, True, False, False]),  # the second of 6 7 8 is 7
-        ({"min_iter": 4}, [False] * 5),
+        # Bands 1 and 2. The second values are 6, 7, 8, 9, 9.5, 10; the fourth of them is 9.
+        ({"max_iter": 5, "eta": 2, "s": 2}, [1]),
+        ({"max_iter": 5, "eta": 2, "s": 2, "strict": True}, [1, 5]),
+        ({"max_iter": 5, "eta": 2.5, "s": 1, "strict": True}, [0, 1, 5]),  # the third of them is 8
+        ({"min_iter": 3, "eta": 3}, [2]),  # the third values are 6, 7, 8; the second of them is 7
+        ({"min_iter": 4}, []),
     ],
 )
-def test_who_is_stopped(rule: dict[str, Any], stopped: list[bool]) -> None:
-    """By hand: a run goes on when it is no worse than the one that stands at a share of 1 / eta, or ever was, if not strict."""
+def test_who_is_stopped(rule: dict[str, Any], stopped: list[int]) -> None:
+    """By hand: whoever is worse than the run at a share of 1 / eta; if not strict, whoever always was."""
     hyperband = read_stopping({"type": "hyperband", **rule}, "file")
-    found = [hyperband.stops(run, [other for other in SEEN if other is not run]) for run in SEEN]
-    if not rule.get("strict") and "max_iter" in rule:
-        stopped = [min(run) > 8 for run in SEEN]
-    assert found == stopped
+    others = [[other for other in RUNS if other is not run] for run in RUNS]
+    assert [i for i, run in enumerate(RUNS) if hyperband.stops(run, others[i])] == stopped
 
 
 def test_a_lone_run_is_never_stopped() -> None:

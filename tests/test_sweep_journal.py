@@ -22,6 +22,7 @@ def studies(folder: Path, **changes: Any) -> tuple[SweepStudy, SweepStudy]:
 def test_two_processes_share_the_runs(tmp_path: Path) -> None:
     """The first run goes ahead alone; then each has its own; a run whose owner died goes to who comes first; three are three."""
     one, two = studies(tmp_path)
+    assert not one.is_over()
     first = one.claim()
     assert first is not None
     assert two.claim() is None
