@@ -127,6 +127,8 @@ def show_results(study: "SweepStudy", folder: Path, config: SweepConfig) -> None
         written.append(str(figure))
         print(f"best: {found[0]['run']}, a run like any other: evaluate it, export it, or train with its config.yaml")
     print(f"written: {', '.join(written)}")
+    if any(row["state"] == results.UNFINISHED for row in found):
+        print("some runs are unfinished; the same command goes on with them")
 
 
 if __name__ == "__main__":

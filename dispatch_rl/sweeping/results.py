@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = dict[str, Any]
-_RUNNING = "running"
+UNFINISHED = "unfinished"
 _PATCH = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
 
 
@@ -32,7 +32,7 @@ def _row(study: SweepStudy, trial: FrozenTrial, folder: Path, track: str | None)
     name = run_name(trial.number)
     return {
         "run": str(folder / name),
-        "state": ENDED.get(trial.state, _RUNNING),
+        "state": ENDED.get(trial.state, UNFINISHED),
         "metric": study.sweep.metric.name,
         "value": study.best(seen) if seen else None,
         "validations": len(seen),
