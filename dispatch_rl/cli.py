@@ -4,22 +4,32 @@ Every key of a configuration class is an option. ``--config FILE`` may be given 
 ones, and options win over files wherever they stand. Imports nothing heavy, so that ``--help`` is quick.
 """
 
+import ast
 import difflib
+import json
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from dispatch_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from argparse import Action
 
 C = TypeVar("C")
 
 _QUOTED_KEY = re.compile(r"--([\w.\-]+)|option '([\w.]+)'|Option '([\w.]+)'|[Kk]ey '([\w.]+)'|key \"([\w.]+)\"")
+
+_CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 
 _NOISE = (
     "Does not validate against any",
@@ -31,6 +41,13 @@ _NOISE = (
 """How the lines begin that say nothing to a user."""
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Names types as people do."""
+
+    def _expand_help(self, action: "Action") -> str:
+        return _CLASS.sub(r"\1", super()._expand_help(action))
 
 
 class Parser(ArgumentParser):
@@ -61,7 +78,8 @@ class Parser(ArgumentParser):
 def make_parser(config_class: type, command: str, description: str) -> Parser:
     """Return a parser with an option for every key of ``config_class``."""
     program = f"python -m dispatch_rl.{command}"
-    parser = Parser(prog=program, description=description, usage=f"{program} [--config FILE] [--KEY VALUE ...]")
+    usage = f"{program} [--config FILE] [--KEY VALUE ...]"
+    parser = Parser(prog=program, description=description, usage=usage, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the keys below; repeatable")
     parser.add_class_arguments(config_class, nested_key=None, as_group=False)
     parser.set_defaults(_plain_collections("", config_class()))
@@ -70,9 +88,17 @@ def make_parser(config_class: type, command: str, description: str) -> Parser:
 
 def parse(parser: Parser, argv: Sequence[str]) -> Namespace:
     """Parse ``argv`` into a namespace of plain values."""
-    switches = {name for action in parser._actions if getattr(action, "_typehint", None) is bool for name in action.option_strings}
-    namespace: Namespace = parser.parse_args(_normalised(_switched_on(argv, switches)))
+    types = {name: getattr(action, "_typehint", None) for action in parser._actions for name in action.option_strings}
+    switches = {name for name, hint in types.items() if hint is bool}
+    texts = {name for name, hint in types.items() if _alternatives(hint) & {str, Path}}
+    words = {name for name in texts if type(None) not in _alternatives(types[name])}
+    namespace: Namespace = parser.parse_args(_normalised(_switched_on(argv, switches), texts, words))
     return namespace
+
+
+def _alternatives(hint: Any) -> set[Any]:
+    """Return the types that an option of type ``hint`` may have."""
+    return set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
 
 
 def build(config_class: type[C], parser: Parser, namespace: Namespace) -> C:
@@ -113,7 +139,7 @@ def _short(message: str) -> str:
     """Return the telling part of one of jsonargparse's messages in one line."""
     lines = [line.strip(" -\t") for line in message.strip().splitlines()]
     kept = [line for line in lines if line and not line.startswith(_NOISE)]
-    return re.sub(r"\s+", " ", " ".join(kept))[:600]
+    return _CLASS.sub(r"\1", re.sub(r"\s+", " ", " ".join(kept)))[:600]
 
 
 def _switched_on(argv: Sequence[str], switches: Collection[str]) -> Iterator[str]:
@@ -123,20 +149,43 @@ def _switched_on(argv: Sequence[str], switches: Collection[str]) -> Iterator[str
         yield f"{word}=true" if bare else word
 
 
-def _normalised(argv: Iterable[str]) -> list[str]:
-    """Move ``--config`` to the front, write ``-`` in option names as ``_`` and ``None`` as ``null``."""
+def _normalised(argv: Iterable[str], texts: Collection[str], words: Collection[str]) -> list[str]:
+    """Move ``--config`` to the front, write ``-`` in option names as ``_``, and values as YAML.
+
+    Args:
+        argv: What was typed, or written by an agent of W&B.
+        texts: Options whose value may be text: what looks like a list stays as it is.
+        words: Those of them that are never null.
+    """
     files: list[str] = []
     rest: list[str] = []
-    words = iter(argv)
-    for word in words:
+    remaining = iter(argv)
+    awaiting = None
+    for word in remaining:
         name, equals, value = word.partition("=")
         if name == "--config":
-            files += [f"--config={value if equals else next(words, '')}"]
+            files += [f"--config={value if equals else next(remaining, '')}"]
+            awaiting = None
         elif name.startswith("--"):
-            rest.append("--" + name[2:].replace("-", "_") + equals + ("null" if value == "None" else value))
+            option = "--" + name[2:].replace("-", "_")
+            rest.append(f"{option}={_as_yaml(value, option in texts, option in words)}" if equals else option)
+            awaiting = None if equals else option
         else:
-            rest.append(word)
+            rest.append(word if awaiting is None else _as_yaml(word, awaiting in texts, awaiting in words))
+            awaiting = None
     return files + rest
+
+
+def _as_yaml(value: str, is_text: bool, is_word: bool) -> str:
+    """Return a value as YAML writes it: agents of W&B write values as Python does, as ``None`` or ``[True, None]``."""
+    if value == "None":
+        return value if is_word else "null"
+    if is_text or not value.startswith(("[", "{")):
+        return value
+    try:
+        return json.dumps(ast.literal_eval(value), ensure_ascii=False)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value  # it is YAML already, or wrong, which the parser will say
 
 
 def check_file(key: str, path: Path | None) -> None:
@@ -162,8 +211,20 @@ def read_config(config_class: type[C], path: Path) -> C:
     return build(config_class, parser, parser.parse_path(str(path)))
 
 
+class _Terminated(KeyboardInterrupt):
+    """The process was told to end, as ``wandb agent`` and schedulers do."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise _Terminated
+
+
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command with ``argv``, None meaning those of this process; a :class:`UserError` becomes one line and status 2."""
+    """Run a command with ``argv``, None meaning those of this process; a :class:`UserError` becomes one line and status 2.
+
+    SIGTERM ends the command like Ctrl-C, so that what is open is closed; then the process dies of it, as others expect.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
@@ -175,7 +236,15 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             raise
         sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
         raise SystemExit(2) from None
+    except _Terminated:
+        sys.stderr.write("terminated\n")
+        sys.stdout.flush()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise SystemExit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     raise SystemExit(0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dispatch_rl import cli
 from dispatch_rl.config import TrainConfig
 from dispatch_rl.errors import UserError
+from dispatch_rl.sweeping.agent import run_name
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> None:
         return
     parser = cli.make_parser(TrainConfig, "train", _DESCRIPTION)
     namespace = cli.parse(parser, argv)
+    namespace.name = run_name(namespace.name)
     config = cli.build(TrainConfig, parser, namespace)
     check(config)
 

@@ -11,10 +11,12 @@ import pytest
 from dispatch_rl import bench, calibrate, cli, doctor, evaluate, profile, record, train
 from dispatch_rl.config import TrainConfig
 from dispatch_rl.errors import UserError
+from dispatch_rl.sweeping.file import read_sweep
 from tests.families import qwen2, tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["train", "evaluate", "compare", "record", "profile", "calibrate", "export", "generate", "doctor", "pocket", "pocket.card"]
+COMMANDS = ["train", "evaluate", "compare", "sweep", "record", "profile", "calibrate", "export", "generate", "doctor"]
+COMMANDS += ["pocket", "pocket.card"]
 COMMANDS += ["bench decode", "bench replay", "bench endurance", "bench kernels"]
 
 Main = Callable[[Sequence[str]], None]
@@ -43,7 +45,7 @@ def test_help_needs_no_torch(command: str) -> None:
         "import sys, runpy; sys.argv = ['x', *sys.argv[1:]]\n"
         "try: runpy.run_module('dispatch_rl.' + sys.argv.pop(1), run_name='__main__')\n"
         "except SystemExit as stop: assert not stop.code, stop.code\n"
-        "heavy = {'torch', 'transformers', 'stable_baselines3', 'datasets', 'matplotlib', 'wandb'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'stable_baselines3', 'datasets', 'matplotlib', 'wandb', 'optuna'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     result = subprocess.run([sys.executable, "-c", code, name, *rest, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -58,6 +60,8 @@ def test_every_config_file_is_valid(path: Path) -> None:
         from dispatch_rl.pocket.recipe import Recipe
 
         cli.read_config(Recipe, path)
+    elif path.name == "sweep.yaml":
+        read_sweep(path)
     else:
         train.check(cli.read_config(TrainConfig, path))
 

@@ -1,0 +1,1 @@
+"""Sweeps in W&B's file format, run without W&B."""
