@@ -12,6 +12,7 @@ from dispatch_rl.errors import UserError
 
 if TYPE_CHECKING:
     from dispatch_rl.comparison import Comparison, Result
+    from dispatch_rl.decoding.arms import ArmTable
     from dispatch_rl.replay.sources import ReplaySource
     from dispatch_rl.replay.world import ReplayWorld
     from dispatch_rl.runs import RunFolder
@@ -144,13 +145,29 @@ def compared(contenders: Sequence[Contender], seed: int) -> "Comparison":
     _check_same_texts(contenders, sources)
     profile = sources[0].profile
     arms = ArmTable(list(dict.fromkeys(arm for source in sources for arm in source.arms(source.traces("test")))))
-    # The recording that knows of the longest drafts can serve every arm; the texts are the same.
-    widest = max(sources, key=lambda source: source.traces("test").max_draft_length)
+    widest, world = _serving(sources, with_target(arms))
     fixed = FixedPolicy(best_fixed(ReplayWorld(widest.traces("validation"), profile, arms)))
-    found = compare_replay(ReplayWorld(widest.traces("test"), profile, with_target(arms)), len(arms), {BEST_FIXED: fixed}, BEST_FIXED, seed)
+    found = compare_replay(world, len(arms), {BEST_FIXED: fixed}, BEST_FIXED, seed)
     worlds = [ReplayWorld(source.traces("test"), profile, ArmTable(source.arms(source.traces("test")))) for source in sources]
     mine = {contender.label: _replayed(contender, world) for contender, world in zip(contenders, worlds, strict=True)}
     return replace(found, results={**found.results, **mine})
+
+
+def _serving(sources: "Sequence[ReplaySource]", arms: "ArmTable") -> "tuple[ReplaySource, ReplayWorld]":
+    """Return a recording that knows enough of the texts for the arms of all runs, and its test texts.
+
+    Raises:
+        UserError: None does; what the one lacks that knows the longest drafts.
+    """
+    from dispatch_rl.replay.world import ReplayWorld
+
+    missing: list[UserError] = []
+    for source in sorted(sources, key=lambda source: -source.traces("test").max_draft_length):
+        try:
+            return source, ReplayWorld(source.traces("test"), sources[0].profile, arms)
+        except UserError as error:
+            missing.append(error)
+    raise missing[0]
 
 
 def _check_same_texts(contenders: Sequence[Contender], sources: "Sequence[ReplaySource]") -> None:

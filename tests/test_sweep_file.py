@@ -165,7 +165,10 @@ def test_a_lone_run_is_never_stopped() -> None:
         ({"run_cap": 0}, "run_cap: 0 is not an integer of at least 1"),
         ({"parameters": None}, "parameters: it holds no parameters"),
         ({"parameters": {"ppo.gama": {"value": 1}}}, "parameters.ppo.gama: dispatch_rl.train has no such option; did you mean ppo.gamma?"),
-        ({"parameters": {"learning_rte": {"value": 1}}}, "did you mean dqn.learning_rate or policy_iteration.learning_rate or ppo.learning_rate?"),
+        (
+            {"parameters": {"learning_rte": {"value": 1}}},
+            "did you mean dqn.learning_rate or policy_iteration.learning_rate or",
+        ),
         ({"parameters": {"ppo": {"parameters": {"gama": {"value": 1}}}}}, "parameters.ppo.parameters.gama: dispatch_rl.train has no such"),
         ({"parameters": {"name": {"value": "x"}}}, "parameters.name: a sweep names its runs itself"),
         ({"parameters": {"seed": {"min": 3, "max": 3}}}, "parameters.seed.min: 3 is not below max, 3"),
