@@ -23,7 +23,7 @@ class TrackingConfig:
     """W&B group of runs that belong together; null means WANDB_RUN_GROUP."""
     tags: list[str] = field(default_factory=list)
     """W&B tags."""
-    init_timeout_s: float = 5.0
+    init_timeout_s: float = 4.0
     """Seconds after which a W&B host that does not answer is given up, and the run kept offline."""
     finish_timeout_s: float = 7.0
     """Seconds that uploads may still take at the end; the rest stays in the run's folder for `wandb sync`."""

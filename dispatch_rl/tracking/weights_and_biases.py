@@ -109,6 +109,7 @@ def begin(folder: RunFolder, name: str, settings: TrackingConfig, config: Mappin
             run = wandb.init(**options, mode="online", resume=None if kept is None else "allow")
         except Exception as error:  # what a missing key, a wrong address or a silent host raises differs by release
             why = first_line(error).rstrip(".")
+            why = "no answer" if why == "<no message>" else why
             # The run that could not begin still holds its id, which a resumed run and a sweep's agent insist on.
             wandb.teardown()
             wandb.setup(silent)
