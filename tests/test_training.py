@@ -25,6 +25,7 @@ SMALL_DQN = [
     "--dqn.buffer_size=400",
     "--dqn.exploration_final_eps=0.9",  # so that a lost share of random arms would show at once
 ]
+SMALL_QRDQN = [option.replace("dqn", "qrdqn") for option in SMALL_DQN]
 BASELINES = {"target alone", "random", "threshold", "threshold, tuned", "best fixed arm", "UCB1", "Thompson", "LinUCB", "learned"}
 FIXED = {f"always {arm}" for arm in ("small-5", "medium-5", "large-5", "lookup-5")}
 
@@ -125,7 +126,7 @@ def test_the_exported_network_decides_like_the_learner(trained: Path) -> None:
     NetworkPolicy.load(trained / "best" / "policy.safetensors").check_fits(13, 5, trained)
 
 
-@pytest.mark.parametrize("learner", [SMALL_PPO, SMALL_DQN], ids=["ppo", "dqn"])
+@pytest.mark.parametrize("learner", [SMALL_PPO, SMALL_DQN, SMALL_QRDQN], ids=["ppo", "dqn", "qrdqn"])
 @pytest.mark.parametrize("killed_after", [1, 2])
 def test_killed_and_resumed_equals_uninterrupted(
     home: Path, learner: Sequence[str], killed_after: int, monkeypatch: pytest.MonkeyPatch
