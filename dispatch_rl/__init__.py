@@ -14,11 +14,13 @@ if not (_here / "envs").is_dir():
 
 # Its reward is measured time, so two runs never agree to the last digit.
 register(id="dispatch_rl/LiveDecoding-v0", entry_point="dispatch_rl.envs.live:LiveDecodingEnv", nondeterministic=True)
+register(id="dispatch_rl/TokenDispatch-v0", entry_point="dispatch_rl.envs.live_tokens:LiveTokenEnv", nondeterministic=True)
 register(
     id="dispatch_rl/ReplayDecoding-v0",
     entry_point="dispatch_rl.envs.replay:ReplayDecodingEnv",
     vector_entry_point="dispatch_rl.envs.replay_vector:ReplayVectorEnv",
 )
+register(id="dispatch_rl/ReplayTokenDispatch-v0", entry_point="dispatch_rl.envs.replay_tokens:ReplayTokenEnv")
 
 if TYPE_CHECKING:
     from dispatch_rl.runtime.custom_generate import dispatched

@@ -1,20 +1,22 @@
 """Stable-Baselines3's learners on replay or on real decoding, and their export to numpy."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from dispatch_rl.config import TrainConfig
+from dispatch_rl.config import DQNConfig, TrainConfig
 from dispatch_rl.decoding.features import Feature
 from dispatch_rl.policies.network import NetworkPolicy
 
-Learner = PPO | DQN
+Learner = PPO | DQN | QRDQN
 
 
 class ScaledFeatures(BaseFeaturesExtractor):
@@ -32,57 +34,65 @@ class ScaledFeatures(BaseFeaturesExtractor):
 
 def build_learner(env: VecEnv, features: tuple[Feature, ...], config: TrainConfig, tensorboard: Path | None) -> Learner:
     """Return the configured learner on ``env``, its learning rate falling linearly to zero."""
-    section = config.ppo if config.algo == "ppo" else config.dqn
     common = {
-        "learning_rate": lambda remaining: section.learning_rate * remaining,
-        "gamma": section.gamma,
-        "policy_kwargs": {
-            "net_arch": list(section.net_arch),
-            "activation_fn": nn.Tanh,
-            "features_extractor_class": ScaledFeatures,
-            "features_extractor_kwargs": {"scale": [feature.scale for feature in features]},
-        },
+        "policy": "MlpPolicy",
+        "env": env,
         "tensorboard_log": None if tensorboard is None else str(tensorboard),
         "seed": config.seed,
         "device": "cpu",
+    }
+    network = {
+        "activation_fn": nn.Tanh,
+        "features_extractor_class": ScaledFeatures,
+        "features_extractor_kwargs": {"scale": [feature.scale for feature in features]},
     }
     if config.algo == "ppo":
         _, rollout, batch = config.ppo.sizes(config.live)
         ppo = config.ppo
         return PPO(
-            "MlpPolicy",
-            env,
+            learning_rate=lambda remaining: ppo.learning_rate * remaining,
             n_steps=rollout // env.num_envs,
             batch_size=batch,
             n_epochs=ppo.n_epochs,
+            gamma=ppo.gamma,
             gae_lambda=ppo.gae_lambda,
             ent_coef=ppo.ent_coef,
+            policy_kwargs={**network, "net_arch": list(ppo.net_arch)},
             **common,  # type: ignore[arg-type]
         )
-    dqn = config.dqn
-    return DQN(
-        "MlpPolicy",
-        env,
-        buffer_size=dqn.buffer_size,
-        learning_starts=dqn.learning_starts,
-        batch_size=dqn.batch_size,
-        train_freq=1,
-        gradient_steps=dqn.gradient_steps,
-        target_update_interval=dqn.target_update_interval,
-        exploration_fraction=dqn.exploration_fraction,
-        exploration_final_eps=dqn.exploration_final_eps,
-        **common,  # type: ignore[arg-type]
-    )
+    if config.algo == "qrdqn":
+        network |= {"net_arch": list(config.qrdqn.net_arch), "n_quantiles": config.qrdqn.n_quantiles}
+        return QRDQN(policy_kwargs=network, **_off_policy(config.qrdqn), **common)  # type: ignore[arg-type]
+    return DQN(policy_kwargs={**network, "net_arch": list(config.dqn.net_arch)}, **_off_policy(config.dqn), **common)  # type: ignore[arg-type]
+
+
+def _off_policy(section: DQNConfig) -> dict[str, Any]:
+    """Return what DQN and QR-DQN have in common."""
+    return {
+        "learning_rate": lambda remaining: section.learning_rate * remaining,
+        "gamma": section.gamma,
+        "buffer_size": section.buffer_size,
+        "learning_starts": section.learning_starts,
+        "batch_size": section.batch_size,
+        "train_freq": 1,
+        "gradient_steps": section.gradient_steps,
+        "target_update_interval": section.target_update_interval,
+        "exploration_fraction": section.exploration_fraction,
+        "exploration_final_eps": section.exploration_final_eps,
+        "max_grad_norm": 10,
+    }
 
 
 def extract_policy(model: Learner) -> NetworkPolicy:
     """Return what decides in ``model`` as a numpy policy that decides alike."""
     layers = _layers(model)
-    return NetworkPolicy(
-        _extractor(model).scale.numpy().copy(),
-        [layer.weight.detach().numpy().copy() for layer in layers],
-        [layer.bias.detach().numpy().copy() for layer in layers],
-    )
+    weights = [layer.weight.detach().numpy().copy() for layer in layers]
+    biases = [layer.bias.detach().numpy().copy() for layer in layers]
+    if isinstance(model, QRDQN):
+        # It chooses by the mean of an action's quantiles, which the last layer gives quantile by quantile.
+        weights[-1] = weights[-1].reshape(model.n_quantiles, -1, weights[-1].shape[1]).mean(axis=0)
+        biases[-1] = biases[-1].reshape(model.n_quantiles, -1).mean(axis=0)
+    return NetworkPolicy(_extractor(model).scale.numpy().copy(), weights, biases)
 
 
 def start_from(model: PPO, policy: NetworkPolicy) -> None:
@@ -112,11 +122,17 @@ def action_entropy(model: PPO) -> float:
 
 
 def _layers(model: Learner) -> list[nn.Linear]:
-    actor = [model.policy.mlp_extractor.policy_net, model.policy.action_net] if isinstance(model, PPO) else [model.q_net.q_net]
-    return [module for part in actor for module in part.modules() if isinstance(module, nn.Linear)]
+    if isinstance(model, PPO):
+        parts: list[nn.Module] = [model.policy.mlp_extractor.policy_net, model.policy.action_net]
+    else:
+        parts = [model.quantile_net.quantile_net if isinstance(model, QRDQN) else model.q_net.q_net]
+    return [module for part in parts for module in part.modules() if isinstance(module, nn.Linear)]
 
 
 def _extractor(model: Learner) -> ScaledFeatures:
-    extractor = model.policy.pi_features_extractor if isinstance(model, PPO) else model.q_net.features_extractor
+    if isinstance(model, PPO):
+        extractor = model.policy.pi_features_extractor
+    else:
+        extractor = (model.quantile_net if isinstance(model, QRDQN) else model.q_net).features_extractor
     assert isinstance(extractor, ScaledFeatures)
     return extractor

@@ -132,7 +132,7 @@ class LiveDecodingEnv(gym.Env[Observation, np.int64]):
             self._begin(next(self._prompts))
             while self.session.finished:
                 self._begin(next(self._prompts))
-        return self.session.observation(), self._info(None)
+        return self._begun(), self._info(None)
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         if not self.action_space.contains(action):
@@ -148,6 +148,10 @@ class LiveDecodingEnv(gym.Env[Observation, np.int64]):
         if self.render_mode == "rgb_array":
             return strip(self.session.rounds, students)
         return None
+
+    def _begun(self) -> Observation:
+        """Return the first observation of a text."""
+        return self.session.observation()
 
     def _begin(self, prompt: Prompt) -> None:
         self._prompt = prompt

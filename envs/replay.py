@@ -22,7 +22,7 @@ from dispatch_rl.replay.world import ReplayWorld
 
 Observation = NDArray[np.float32]
 
-_SMALL = TrainConfig(
+SMALL = TrainConfig(
     prompts=PromptConfig(max_new_tokens=64),
     recording=RecordingConfig(train_prompts=32, validation_prompts=32, test_prompts=32, shard_size=32),
     profiling=ProfilingConfig(rounds=600, longest_context=256),
@@ -96,7 +96,7 @@ class ReplayDecodingEnv(gym.Env[Observation, np.int64]):
             self._episode = Episodes(self.world, 1)
         self._episode.restart(np.array([0]), np.array([text]))
         self.rounds, self._finished = [], False
-        return self._episode.observations()[0], self._info(None)
+        return self._begun(), self._info(None)
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         if self._episode is None or self._finished:
@@ -118,6 +118,12 @@ class ReplayDecodingEnv(gym.Env[Observation, np.int64]):
             return strip(self.rounds, students)
         return None
 
+    def _begun(self) -> Observation:
+        """Return the first observation of a text."""
+        assert self._episode is not None
+        first: Observation = self._episode.observations()[0]
+        return first
+
     def _info(self, record: Round | None) -> dict[str, Any]:
         assert self._episode is not None
         return {
@@ -136,7 +142,7 @@ def prepare(
         from dispatch_rl.cli import read_config
 
         config = read_config(TrainConfig, Path(config))
-    config = config or _SMALL
+    config = config or SMALL
     world = world or open_replay(config).world(part)
     reward = reward or config.reward
     reference = reward.reference_ms_per_token or best_fixed_latency_ms(world)

@@ -37,6 +37,17 @@ class Reward:
         reward = self.latency_term(record) + self.acceptance_term(record)
         return max(-self.clip, min(self.clip, reward))
 
+    def of_step(self, latency_ms: float, record: Round | None) -> tuple[float, float, float]:
+        """Return the reward of a part of a round that took ``latency_ms``, and its terms: being fast (tokens), and accepted drafts.
+
+        Args:
+            latency_ms: Time of this part.
+            record: The round, if this part ended it: all its tokens are credited then.
+        """
+        fast = (0 if record is None else len(record.emitted)) - latency_ms / self.reference_ms_per_token
+        accepted = 0.0 if record is None else self.acceptance_term(record)
+        return max(-self.clip, min(self.clip, fast + accepted)), fast, accepted
+
     def batch(self, step: Step) -> NDArray[np.float64]:
         """Return the rewards of the rounds of many episodes ``[episodes]``."""
         rewards = step.emitted - step.latency_ms / self.reference_ms_per_token

@@ -7,6 +7,9 @@ import pytest
 from dispatch_rl.config import FamilyConfig
 from dispatch_rl.decoding.families import Family, load_family
 from tests.families import family_config, save_family
+from tests.recordings import recorded
+
+__all__ = ["recorded"]
 
 
 @pytest.fixture(scope="session")

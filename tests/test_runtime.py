@@ -15,11 +15,11 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import dispatch_rl
-from dispatch_rl.config import DQNConfig, PromptConfig, TrainConfig
+from dispatch_rl.config import DQNConfig, PromptConfig, QRDQNConfig, TrainConfig
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.features import feature_table
 from dispatch_rl.errors import UserError
-from dispatch_rl.learning import build_learner, extract_policy
+from dispatch_rl.learning import Learner, build_learner, extract_policy
 from dispatch_rl.policies.base import Observation, Policy
 from dispatch_rl.policies.network import NetworkPolicy
 from dispatch_rl.prompts import prompts
@@ -74,14 +74,13 @@ class _Idle(gym.Env[Observation, int]):
         return np.zeros(13, dtype=np.float32), {}
 
 
-@pytest.mark.parametrize("algo", ["ppo", "dqn"])
+@pytest.mark.parametrize("algo", ["ppo", "dqn", "qrdqn"])
 def test_decisions_are_the_learners(pocket: Family, algo: str, tmp_path: Path) -> None:
     """On every observation of real decoding Stable-Baselines3 chooses the same arm; its logits agree within float32 rounding."""
-    config = TrainConfig(algo=algo, dqn=DQNConfig(buffer_size=10))  # type: ignore[arg-type]
+    config = TrainConfig(algo=algo, dqn=DQNConfig(buffer_size=10), qrdqn=QRDQNConfig(buffer_size=10))  # type: ignore[arg-type]
     model = build_learner(DummyVecEnv([_Idle]), feature_table(("small", "medium", "large")), config, None)
-    last: Any = model.policy.action_net if isinstance(model, PPO) else model.q_net.q_net[-1]
     with torch.no_grad():  # an untrained learner prefers nothing, and everything would be a near tie
-        last.weight.mul_(100 if algo == "ppo" else 10)
+        _last(model).weight.mul_(100 if algo == "ppo" else 10)
     decoder = AdaptiveDecoder.from_bundle(write(pocket_bundle(pocket, extract_policy(model)), tmp_path / "bundle"), pocket)
     network = decoder.policy
     assert isinstance(network, NetworkPolicy)
@@ -99,12 +98,19 @@ def test_decisions_are_the_learners(pocket: Family, algo: str, tmp_path: Path) -
     torch.testing.assert_close(ours, theirs, atol=64 * float(theirs.abs().max()) * torch.finfo(torch.float32).eps, rtol=0)
 
 
-def _logits(model: PPO | DQN, observations: torch.Tensor) -> torch.Tensor:
+def _last(model: Learner) -> Any:
+    if isinstance(model, PPO):
+        return model.policy.action_net
+    return model.q_net.q_net[-1] if isinstance(model, DQN) else model.quantile_net.quantile_net[-1]
+
+
+def _logits(model: Learner, observations: torch.Tensor) -> torch.Tensor:
+    policy: Any = model.policy
     with torch.no_grad():
-        policy: Any = model.policy
-        logits: torch.Tensor = (
-            policy.q_net(observations) if isinstance(model, DQN) else policy.get_distribution(observations).distribution.logits
-        )
+        if isinstance(model, PPO):
+            logits: torch.Tensor = policy.get_distribution(observations).distribution.logits
+        else:
+            logits = policy.q_net(observations) if isinstance(model, DQN) else policy.quantile_net(observations).mean(1)
     return logits
 
 

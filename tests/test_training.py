@@ -33,6 +33,7 @@ SMALL_ITERATION = [
     "--policy_iteration.n_epochs=3",
     "--policy_iteration.batch_size=16",
 ]
+SMALL_QRDQN = [option.replace("dqn", "qrdqn") for option in SMALL_DQN]
 BASELINES = {"target alone", "random", "threshold", "threshold, tuned", "best fixed arm", "UCB1", "Thompson", "LinUCB", "learned"}
 FIXED = {f"always {arm}" for arm in ("small-5", "medium-5", "large-5", "lookup-5")}
 
@@ -133,7 +134,11 @@ def test_the_exported_network_decides_like_the_learner(trained: Path) -> None:
     NetworkPolicy.load(trained / "best" / "policy.safetensors").check_fits(13, 5, trained)
 
 
-@pytest.mark.parametrize("learner", [SMALL_PPO, SMALL_DQN, SMALL_ITERATION], ids=["ppo", "dqn", "policy_iteration"])
+@pytest.mark.parametrize(
+    "learner",
+    [SMALL_PPO, SMALL_DQN, SMALL_QRDQN, SMALL_ITERATION],
+    ids=["ppo", "dqn", "qrdqn", "policy_iteration"],
+)
 @pytest.mark.parametrize("killed_after", [1, 2])
 def test_killed_and_resumed_equals_uninterrupted(
     home: Path, learner: Sequence[str], killed_after: int, monkeypatch: pytest.MonkeyPatch

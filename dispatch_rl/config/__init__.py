@@ -2,7 +2,7 @@
 
 from dispatch_rl.config.decoding import DecodingConfig
 from dispatch_rl.config.families import FamilyConfig, ModelSource
-from dispatch_rl.config.learners import DQNConfig, PolicyIterationConfig, PPOConfig, RewardConfig
+from dispatch_rl.config.learners import DQNConfig, PolicyIterationConfig, PPOConfig, QRDQNConfig, RewardConfig
 from dispatch_rl.config.prompts import PromptConfig
 from dispatch_rl.config.replay import ProfilingConfig, RecordingConfig, ReplayConfig
 from dispatch_rl.config.tracking import TrackingConfig
@@ -18,6 +18,7 @@ __all__ = [
     "PolicyIterationConfig",
     "ProfilingConfig",
     "PromptConfig",
+    "QRDQNConfig",
     "RecordingConfig",
     "ReplayConfig",
     "RewardConfig",

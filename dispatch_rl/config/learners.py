@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from dispatch_rl.errors import UserError
 
@@ -92,14 +93,30 @@ class DQNConfig:
     """Share of random arms from then on."""
     net_arch: list[int] = field(default_factory=lambda: [64, 64])
     """Widths of the hidden layers."""
+    _section: ClassVar[str] = "dqn"
 
     def __post_init__(self) -> None:
         keys = ("total_steps", "buffer_size", "learning_starts", "batch_size", "gradient_steps", "target_update_interval", "learning_rate")
-        _check_positive("dqn", self, keys)
+        _check_positive(self._section, self, keys)
         for key in ("gamma", "exploration_fraction", "exploration_final_eps"):
             if not 0 <= getattr(self, key) <= 1:
-                raise UserError(f"dqn.{key}: {getattr(self, key)} is not in 0 ... 1")
-        _check_widths("dqn", self.net_arch)
+                raise UserError(f"{self._section}.{key}: {getattr(self, key)} is not in 0 ... 1")
+        _check_widths(self._section, self.net_arch)
+
+
+@dataclass(frozen=True)
+class QRDQNConfig(DQNConfig):
+    """QR-DQN of Stable-Baselines3's contributions, for replay: DQN that learns the quantiles of what an arm is worth, not its mean."""
+
+    n_quantiles: int = 25
+    """Quantiles per arm; the policy chooses by their mean."""
+    batch_size: int = 512
+    """Rounds per gradient step, whose costs grow with the square of n_quantiles."""
+    _section: ClassVar[str] = "qrdqn"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self._section, self, ("n_quantiles",))
 
 
 @dataclass(frozen=True)

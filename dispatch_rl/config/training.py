@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from dispatch_rl.config.decoding import DecodingConfig
-from dispatch_rl.config.learners import DQNConfig, PolicyIterationConfig, PPOConfig, RewardConfig
+from dispatch_rl.config.learners import DQNConfig, PolicyIterationConfig, PPOConfig, QRDQNConfig, RewardConfig
 from dispatch_rl.config.replay import ProfilingConfig, RecordingConfig, ReplayConfig
 from dispatch_rl.config.tracking import TrackingConfig
 from dispatch_rl.errors import UserError
@@ -53,8 +53,8 @@ class TrainConfig(DecodingConfig):
     """Replace a run of the same name."""
     env: Literal["replay", "live"] = "replay"
     """replay learns from recorded traces, in a minute; live learns from real decoding, in real time."""
-    algo: Literal["ppo", "dqn", "policy_iteration"] = "ppo"
-    """Who learns. DQN and policy iteration, which follows every arm's consequences to the end of the text, are for replay."""
+    algo: Literal["ppo", "dqn", "qrdqn", "policy_iteration"] = "ppo"
+    """Who learns. DQN, QR-DQN and policy iteration, which follows every arm's consequences to the end of the text, are for replay."""
     init: Path | None = None
     """Folder of a finished run whose policy is the starting point, as to fine-tune a replayed policy live (PPO)."""
     seed: int = 0
@@ -72,6 +72,8 @@ class TrainConfig(DecodingConfig):
     ppo: PPOConfig = PPOConfig()
     """The learner."""
     dqn: DQNConfig = DQNConfig()
+    """Another learner."""
+    qrdqn: QRDQNConfig = QRDQNConfig()
     """Another learner."""
     policy_iteration: PolicyIterationConfig = PolicyIterationConfig()
     """Another learner."""
@@ -97,8 +99,8 @@ class TrainConfig(DecodingConfig):
                 raise UserError(f"{key}: {getattr(self, key)} is not at least 1")
         if self.live and self.algo != "ppo":
             raise UserError(f"algo: live training is for ppo; {self.algo} needs --env replay")
-        if self.init is not None and self.algo == "dqn":
-            raise UserError("init: dqn cannot start from the policy of another run; ppo and policy_iteration can")
+        if self.init is not None and self.algo in ("dqn", "qrdqn"):
+            raise UserError(f"init: {self.algo} cannot start from the policy of another run; ppo and policy_iteration can")
         if self.algo == "ppo":
             _, rollout, _ = self.ppo.sizes(self.live)
             if not self.live and rollout % self.num_envs:
@@ -116,7 +118,9 @@ class TrainConfig(DecodingConfig):
         """Rounds to learn from."""
         if self.algo == "policy_iteration":
             return self.policy_iteration.iterations * self.policy_iteration.states
-        return self.ppo.sizes(self.live)[0] if self.algo == "ppo" else self.dqn.total_steps
+        if self.algo == "ppo":
+            return self.ppo.sizes(self.live)[0]
+        return (self.dqn if self.algo == "dqn" else self.qrdqn).total_steps
 
     @property
     def net_arch(self) -> list[int]:

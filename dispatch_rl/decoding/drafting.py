@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dispatch_rl.decoding.arms import Arm
+from dispatch_rl.decoding.draft_features import Clarity
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.kernels.entropy import RowStatistics
 from dispatch_rl.kernels.noise import Stream, gumbel, uniform
@@ -31,6 +32,8 @@ class DraftToken:
     """The student's logits ``[1, vocab]``; None for prompt lookup."""
     second: Tensor | None = None
     """The student's second choice ``[1]``, if the target is to judge it too."""
+    clarity: Clarity | None = None
+    """How sure the student was, if that was asked for."""
 
 
 class Look(NamedTuple):
@@ -86,6 +89,19 @@ class Sampler:
         unclear = arm.min_margin is not None and margin < arm.min_margin
         hedges = arm.hedge_below is not None and margin < arm.hedge_below and not self._rejects
         return Look(unclear or (arm.max_entropy is not None and entropy_nats > arm.max_entropy), best.indices[0, 1:] if hedges else None)
+
+    def clarity(self, logits: Tensor, scores: Tensor) -> Clarity:
+        """Return how sure a student is of what it drafts from ``logits`` by ``scores [1, vocab]``; one read of the device.
+
+        Raises:
+            FloatingPointError: The logits are not numbers.
+        """
+        best = scores.topk(2).values[0]
+        entropy_nats = torch.special.entr(logits.softmax(-1)).sum()
+        margin, entropy = torch.stack([best[0] - best[1], entropy_nats]).tolist()
+        if math.isnan(margin) or math.isnan(entropy):
+            raise FloatingPointError("logits that are not numbers")
+        return Clarity(margin, entropy)
 
     def verify(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> tuple[int, int]:
         """Judge a draft by the target's ``logits [draft + 1, vocab]``.

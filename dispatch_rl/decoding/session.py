@@ -49,6 +49,7 @@ class DecodingSession:
         self._draft: list[DraftToken] = []
         self._draft_ms = 0.0
         self._round_began: float | None = None
+        self._paused: float | None = None
         began = perf_counter()
         self._prefill(list(prompt))
         self.prefill_ms = 1000 * (perf_counter() - began)
@@ -68,6 +69,16 @@ class DecodingSession:
     def room(self) -> int:
         """How many tokens may still be drafted in this round: one less than may be emitted."""
         return self.limit - len(self.tokens) - 1 - len(self._draft)
+
+    @property
+    def drafted(self) -> tuple[DraftToken, ...]:
+        """The draft so far."""
+        return tuple(self._draft)
+
+    @property
+    def draft_ms(self) -> float:
+        """Time that the draft has taken so far."""
+        return self._draft_ms
 
     def observation(self) -> NDArray[np.float32]:
         """Return the features before the next round ``[features]``."""
@@ -104,12 +115,13 @@ class DecodingSession:
                 break
         return self.verify()
 
-    def draft(self, student: str, arm: Arm | None = None) -> DraftToken | None:
+    def draft(self, student: str, arm: Arm | None = None, clarity: bool = False) -> DraftToken | None:
         """Let ``student`` draft the next token; its catch-up is part of the same forward pass.
 
         Args:
             student: Who drafts.
             arm: Its limits apply.
+            clarity: Whether the token is to tell how sure the student is of it.
 
         Returns:
             The draft token, or None where prompt lookup has nothing to propose, the student's context is full, or it hesitates.
@@ -118,12 +130,17 @@ class DecodingSession:
         if self.room < 1:
             raise ValueError("the text has no room for another draft token")
         began = perf_counter()
-        token = self._draft_by_lookup() if student == LOOKUP else self._draft_by_model(student, arm)
+        token = self._draft_by_lookup() if student == LOOKUP else self._draft_by_model(student, arm, clarity)
         if token is not None:
             self._draft.append(token)
         self.family.synchronise()
         self._draft_ms += 1000 * (perf_counter() - began)
         return token
+
+    def pause(self) -> None:
+        """Stop the clock of the round until :meth:`draft` or :meth:`verify` is called: what happens meanwhile is not decoding."""
+        if self._round_began is not None:
+            self._paused = perf_counter()
 
     def verify(self, arm: str | None = None) -> Round:
         """Let the target judge the draft, commit what stands, and return the record of the round."""
@@ -158,11 +175,16 @@ class DecodingSession:
     def _begin_round(self) -> None:
         if self.finished:
             raise ValueError("the text has ended; begin a new session")
-        if self._round_began is None:
-            if self.family.target.reader is not self:
-                self._claim_caches()
-                self.family.target.forward(torch.tensor(self.tokens[:-1], device=self.family.device), rows=1)
-            self._round_began = perf_counter()
+        left = perf_counter() if self._paused is None else self._paused
+        if self.family.target.reader is not self:
+            self._claim_caches()
+            self.family.target.forward(torch.tensor(self.tokens[:-1], device=self.family.device), rows=1)
+            self.family.synchronise()
+        elif self._paused is None and self._round_began is not None:
+            return
+        now = perf_counter()
+        self._round_began = now if self._round_began is None else self._round_began + now - left
+        self._paused = None
 
     def _claim_caches(self) -> None:
         """Empty the family's caches for this text; students will read it when they are chosen."""
@@ -212,7 +234,7 @@ class DecodingSession:
         if logits and torch.cat(logits).amax().isnan():
             raise FloatingPointError("logits that are not numbers")
 
-    def _draft_by_model(self, student: str, arm: Arm | None) -> DraftToken | None:
+    def _draft_by_model(self, student: str, arm: Arm | None, clarity: bool) -> DraftToken | None:
         model = self.family.students[student]
         if len(self.tokens) + len(self._draft) > model.context_limit:
             return None
@@ -220,9 +242,12 @@ class DecodingSession:
         unread = self._draft[max(0, model.length - len(self.tokens)) :]
         logits = model.forward(torch.cat([behind, *(d.token for d in unread)]), rows=1)
         place = (len(self.tokens) + len(self._draft), len(self.rounds))
-        if arm is None:
+        if arm is None and not clarity:
             return DraftToken(student, *self._sampler.draft(logits, *place), logits)
         scores = self._sampler.scores(logits, *place)
+        if arm is None:
+            sure = self._sampler.clarity(logits, scores)
+            return DraftToken(student, *self._sampler.draft(logits, *place, scores), logits, clarity=sure)
         look = self._sampler.look(arm, logits, scores)
         return None if look.hesitates else DraftToken(student, *self._sampler.draft(logits, *place, scores), logits, look.second)
 

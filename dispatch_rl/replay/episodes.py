@@ -149,10 +149,39 @@ class Episodes:
         observed[:, self._lag_columns] = np.clip(lags, 0, self._longest_lag)
         return observed
 
+    def commit(self, episode: int, drafters: Sequence[int], accepted: int, emitted: int, read: Sequence[int]) -> bool:
+        """Take in a round that was drafted token by token, and return whether the text has ended.
+
+        Args:
+            episode: Which one.
+            drafters: Who drafted each token.
+            accepted: Leading draft tokens that stand.
+            emitted: Tokens added to the text.
+            read: How much of the text each student has read afterwards (tokens).
+        """
+        acceptance = self._acceptance[episode]
+        for i, drafter in enumerate(drafters[: accepted + 1]):
+            acceptance[drafter] = ACCEPTANCE_DECAY * acceptance[drafter] + (1 - ACCEPTANCE_DECAY) * (i < accepted)
+        self._fraction[episode] = accepted / max(len(drafters), 1)
+        self._emitted[episode] += emitted
+        self._read[episode, : len(read)] = read
+        return bool(self._begin[episode] + self._emitted[episode] >= self._end[episode])
+
+    def read(self, episode: int) -> list[int]:
+        """Return how much of the text each student has read (tokens)."""
+        read: list[int] = self._read[episode, : len(self.world.traces.students)].tolist()
+        return read
+
+    def following(self, episode: int, count: int) -> tuple[tuple[int | None, ...], tuple[float, ...]]:
+        """Return the next ``count`` tokens of an episode's path and their entropies, as far as they were recorded."""
+        traces = self.world.traces
+        there = slice(begin := int(self._begin[episode] + self._emitted[episode]), begin + count)
+        path = (None,) * count if traces.path is None else tuple(traces.path[there].tolist())
+        return path, tuple(traces.floats["entropy"][there].tolist()) if "entropy" in traces.floats else ()
+
     def record(self, episode: int, action: int) -> Round:
         """Return the :class:`Round` that ``action`` is about to be in an episode, without doing it."""
-        world, traces = self.world, self.world.traces
-        text, emitted = int(self._text[episode]), int(self._emitted[episode])
+        world, emitted = self.world, int(self._emitted[episode])
         outcome = world.outcomes(self._text[[episode]], self._emitted[[episode]], np.array([action]))
         drafted, accepted, count = (int(n[0]) for n in outcome[:3])
         arm, drafter = world.arms[action], int(world.arm_drafter[action])
@@ -161,16 +190,14 @@ class Episodes:
         total_ms = float(world.latency_ms(at[0], outcome, at[1], at[2], world.watches[[action]])[0])
         verify_ms = float(world.verify_ms[drafter, drafted + int(outcome.hedges[0]), length])
         overhead_ms = world.profile.overhead_ms + world.profile.token_ms * count
-        begin = int(traces.offsets[text]) + emitted
-        path: tuple[int | None, ...] = (None,) * count if traces.path is None else tuple(traces.path[begin : begin + count].tolist())
-        entropies = traces.floats["entropy"][begin : begin + count].tolist() if "entropy" in traces.floats else []
+        path, entropies = self.following(episode, count)
         return Round(
             arm=arm.name,
             students=(arm.student,) * drafted,
             drafted=(*path[:accepted], *(None,) * (drafted - accepted)),
             num_accepted=accepted,
             emitted=path,
-            entropies_nats=tuple(entropies),
+            entropies_nats=entropies,
             draft_ms=max(total_ms - verify_ms - overhead_ms, 0.0) if outcome.forwards[0] else 0.0,
             verify_ms=verify_ms,
             overhead_ms=overhead_ms,
