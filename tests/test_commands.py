@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from dispatch_rl import bench, calibrate, cli, doctor, evaluate, profile, record, train
+from dispatch_rl import bench, calibrate, cli, doctor, evaluate, profile, record, study, train
 from dispatch_rl.config import TrainConfig
+from dispatch_rl.config.study import StudyConfig
 from dispatch_rl.errors import UserError
 from tests.families import qwen2, tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["train", "evaluate", "compare", "record", "profile", "calibrate", "export", "generate", "doctor", "pocket", "pocket.card"]
-COMMANDS += ["bench decode", "bench replay", "bench endurance", "bench kernels"]
+COMMANDS += ["study", "bench decode", "bench replay", "bench endurance", "bench kernels"]
 
 Main = Callable[[Sequence[str]], None]
 
@@ -58,6 +59,8 @@ def test_every_config_file_is_valid(path: Path) -> None:
         from dispatch_rl.pocket.recipe import Recipe
 
         cli.read_config(Recipe, path)
+    elif path.name.startswith("study-"):
+        study.check(cli.read_config(StudyConfig, path))
     else:
         train.check(cli.read_config(TrainConfig, path))
 

@@ -24,6 +24,8 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.make_parser(StudyConfig, "study", _DESCRIPTION)
     parser.usage = "python -m dispatch_rl.study FILE [--config FILE] [--KEY VALUE ...]"
     words = [f"--config={argv[0]}", *argv[1:]] if argv and not argv[0].startswith("-") else list(argv)
+    if not any(word.partition("=")[0] in ("--config", "--help", "-h") for word in words):
+        raise UserError("study: name the file that describes it first, as configs/study-pocket.yaml")
     namespace = cli.parse(parser, words)
     config = cli.build(StudyConfig, parser, namespace)
     check(config)
@@ -37,8 +39,11 @@ def check(config: StudyConfig) -> None:
         UserError: Naming the key.
     """
     from dispatch_rl import train
+    from dispatch_rl.replay.profile import Profile
 
     cli.check_file("json", config.json)
+    if config.study.other_profile is not None:
+        Profile.read(config.study.other_profile)
     train.check(config)
     for learner in (*config.study.learners, config.study.learner):
         config.taught_by(learner, config.seed)
@@ -59,6 +64,8 @@ def conduct(config: StudyConfig, config_yaml: str) -> list[dict[str, Any]]:
         torch.set_num_threads(config.family.threads)
     data, family = recorded(config, folder)
     study = Study(config, folder, data)
+    if (elsewhere := study.elsewhere()) is not None:
+        elsewhere.world("test")  # refuses a profile that lacks a student, before anything is trained
     write_json(folder / "environment.json", environment(study.base.world("test").profile.device))
     train_all(list(study.all_trials()), config.study.workers, config.family.threads or 1)
     rows = all_rows(study, family)

@@ -26,6 +26,7 @@ def conditions(study: Study, rows: Sequence[Row]) -> str:
         "Texts": f"{config.prompts.source} ({kinds}), up to {config.prompts.max_new_tokens} tokens, {config.sampling.method} sampling",
         "Arms": f"{len(study.base.arms)}: {', '.join(arm.name for arm in study.base.arms)}",
         "Learners": f"{', '.join(section.learners)}, {section.seeds} seeds each; {section.learner} with {section.further_seeds} elsewhere",
+        "Training": ", ".join(f"{name} {config.taught_by(name, 0).total_steps:,} rounds or states" for name in section.learners),
         "Replay": "exact; latencies from the profile; all test texts",
         "Live": f"{max(live)} texts, paired, in random order, in one process, the first seed of each learner" if live else "not measured",
         "Intervals": f"95 %, bootstrap over texts (seed {config.evaluation.seed}); ratios are paired by text",

@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 
 from dispatch_rl.replay.regret import MISSED
-from dispatch_rl.study.plan import Row
+from dispatch_rl.study.plan import EVERYTHING, Row
 
 _ARMS_SHOWN = 4
+_REGRET = """\
+Along its own way through the texts, the learner's every round is compared with the oracle's choice from there; the losses add up to exactly
+the excess over the oracle, who foresees everything, noise included. Prompt lookup counts as a student. Who drafts where the oracle leaves
+it to the target has drafted too long."""
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -21,7 +25,7 @@ def policies(rows: Sequence[Row]) -> str:
     """Return everybody at one temperature: a line per policy or bound, replay and live side by side, the slowest first."""
     by_mode = {mode: {row["policy"]: row for row in rows if row["mode"] == mode} for mode in ("replay", "live")}
     header = ["policy", "replay, ms/token", "95 %", "seeds", "gap closed", "speed-up", "accept length", "accept rate"]
-    header += ["live, ms/token", "95 % ", "live speed-up", "predicted", "decision", "arms"]
+    header += ["live, ms/token", "live 95 %", "live speed-up", "predicted", "decision", "arms"]
     lines = []
     for name, row in by_mode["replay"].items():
         live = by_mode["live"].get(name)
@@ -40,9 +44,7 @@ def ratios(rows: Sequence[Row]) -> str:
 def features(rows: Sequence[Row]) -> str:
     """Return what the learner takes without each group of features."""
     header = ["without", "features", "ms/token", "95 %", "seeds", "latency ratio (95 %)", "gap closed"]
-    lines = [
-        [row["without"], " ".join(row["features"]), *_latency(row), _seeds(row), _ratio(row), _percent(row["gap_closed"])] for row in rows
-    ]
+    lines = [[row["without"], _names(row), *_latency(row), _seeds(row), _ratio(row), _percent(row["gap_closed"])] for row in rows]
     return f"{_about(rows)}\n\n{markdown(header, lines)}"
 
 
@@ -89,7 +91,11 @@ def regret(rows: Sequence[Row]) -> str:
         lines.append(["all", "100.0%", *(f"{share:.1%}" for share in (*totals, sum(totals)))])
         table = markdown(["entropy before the round (nats)", "rounds", *MISSED, "lost time"], lines)
         parts.append(f"Temperature {temperature:g}: {here[0]['policy']} loses {total:.3f} ms per token to the oracle.\n\n{table}")
-    return "\n\n".join(parts)
+    return "\n\n".join([_REGRET, *parts])
+
+
+def _names(row: Row) -> str:
+    return f"all {len(row['features'])}" if row["without"] == EVERYTHING else " ".join(row["features"])
 
 
 def _about(rows: Sequence[Row]) -> str:
