@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from threading import Thread
 from time import sleep
@@ -36,10 +36,10 @@ def train_all(trials: Sequence[Trial], workers: int, threads: int) -> None:
         _side_by_side(missing, min(workers, len(missing)), threads, update)
 
 
-def _side_by_side(trials: Sequence[Trial], workers: int, threads: int, update) -> None:  # type: ignore[no-untyped-def]
+def _side_by_side(trials: Sequence[Trial], workers: int, threads: int, update: Callable[..., None]) -> None:
     context = multiprocessing.get_context("spawn")
-    left = context.Value("i", 0)
-    crew = [context.Process(target=_work, args=(trials, left, threads), daemon=True) for _ in range(workers)]
+    # Equal trainings lie side by side, so every other one of them makes equal shares.
+    crew = [context.Process(target=_work, args=(trials[first::workers], threads), daemon=True) for first in range(workers)]
     try:
         for worker in crew:
             worker.start()
@@ -54,22 +54,17 @@ def _side_by_side(trials: Sequence[Trial], workers: int, threads: int, update) -
             worker.join()
 
 
-def _work(trials: Sequence[Trial], taken, threads: int) -> None:  # type: ignore[no-untyped-def]
-    """Train one after the other what nobody has taken; ``taken`` is how many are."""
+def _work(trials: Sequence[Trial], threads: int) -> None:
+    """Train one after the other."""
     import torch
 
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        while True:
-            with taken.get_lock():
-                number = taken.value
-                taken.value += 1
-            if number >= len(trials):
-                return
-            trials[number].train(lambda step, note: None)
+        for trial in trials:
+            trial.train(lambda step, note: None)
     except UserError as error:
-        sys.stderr.write(f"error: {trials[number].name}: {error}\n")
+        sys.stderr.write(f"error: {trial.name}: {error}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
