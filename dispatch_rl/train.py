@@ -202,49 +202,16 @@ class Training:
         from dispatch_rl.policies.network import NetworkPolicy
         from dispatch_rl.progress import progress_bar
         from dispatch_rl.recorder import Selection
+        from dispatch_rl.teaching import learn_by_sampling
 
         selection = Selection(self.folder, tracking, validate)
         with progress_bar("learning", self.config.total_steps) as update:
             if self.config.algo == "policy_iteration":
                 self._iterate(selection, initial, update)
             else:
-                self._learn_by_sampling(env, features, tally, selection, initial, update)
+                learn_by_sampling(env, features, tally, self.config, selection, initial, update)
         tracking.summarise(selection.best)
         return NetworkPolicy.load(self.folder.best_policy)
-
-    def _learn_by_sampling(
-        self,
-        env: "VecEnv",
-        features: "tuple[Feature, ...]",
-        tally: "Tally",
-        selection: "Selection",
-        initial: "NetworkPolicy | None",
-        update: "Callable[[int, str], None]",
-    ) -> None:
-        """Let one of Stable-Baselines3's learners learn."""
-        from stable_baselines3 import PPO
-
-        from dispatch_rl import checkpoints
-        from dispatch_rl.learning import build_learner, start_from
-        from dispatch_rl.recorder import Recorder
-
-        config = self.config
-        model = build_learner(env, features, config, None)
-        if initial is not None and isinstance(model, PPO):
-            start_from(model, initial)
-        recorder = Recorder(selection, tally, config.live, config.validation_interval, update)
-        recorder.attach(model)
-        state = checkpoints.find(self.folder.state)
-        if state is None:
-            selection.tracking.rewind(-1)
-        else:
-            recorder.resume(state)
-            print(f"going on after {model.num_timesteps} of {config.total_steps} rounds")
-        left = config.total_steps - model.num_timesteps
-        if left > 0:
-            model.learn(left, callback=recorder, reset_num_timesteps=state is None)
-        if recorder.validated_at < model.num_timesteps:
-            recorder.validate_now()
 
     def _iterate(self, selection: "Selection", initial: "NetworkPolicy | None", update: "Callable[[int, str], None]") -> None:
         """Let policy iteration learn."""

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from dispatch_rl import bench, calibrate, cli, doctor, evaluate, profile, record, train
+from dispatch_rl import bench, calibrate, cli, doctor, evaluate, profile, record, study, train
 from dispatch_rl.config import TrainConfig
+from dispatch_rl.config.study import StudyConfig
 from dispatch_rl.errors import UserError
 from dispatch_rl.sweeping.file import read_sweep
 from tests.families import qwen2, tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["train", "evaluate", "compare", "sweep", "record", "profile", "calibrate", "export", "generate", "doctor"]
-COMMANDS += ["pocket", "pocket.card"]
+COMMANDS += ["study", "pocket", "pocket.card"]
 COMMANDS += ["bench decode", "bench replay", "bench endurance", "bench kernels"]
 
 Main = Callable[[Sequence[str]], None]
@@ -62,6 +63,8 @@ def test_every_config_file_is_valid(path: Path) -> None:
         cli.read_config(Recipe, path)
     elif path.name == "sweep.yaml":
         read_sweep(path)
+    elif path.name.startswith("study-"):
+        study.check(cli.read_config(StudyConfig, path))
     else:
         train.check(cli.read_config(TrainConfig, path))
 

@@ -25,6 +25,8 @@ class Bound:
     """Of each text of ``world.texts`` ``[texts]``."""
     actions: Ints
     """The best arm at every state, the first of equals ``[states]``; zero where a text has ended."""
+    value_ms: Floats
+    """``V``: the least latency from every state to the end of its text ``[states]``."""
 
 
 def cheapest(world: ReplayWorld, actions: Sequence[int] | None = None) -> Bound:
@@ -48,7 +50,7 @@ def cheapest(world: ReplayWorld, actions: Sequence[int] | None = None) -> Bound:
         choice = cost.argmin(axis=1)
         value[here] = cost[np.arange(len(texts)), choice]
         best[here] = allowed[choice]
-    return Bound(value[states[world.texts] + traces.first_position], best)
+    return Bound(value[states[world.texts] + traces.first_position], best, value)
 
 
 def cheapest_within(world: ReplayWorld, key: str, actions: Sequence[int] | None = None) -> tuple[str, Bound]:

@@ -1,0 +1,109 @@
+"""Where the texts and latencies of a study are, and the worlds that are made of them."""
+
+import copy
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dispatch_rl.decoding.arms import Arm, ArmTable
+from dispatch_rl.decoding.features import Feature
+from dispatch_rl.errors import UserError
+from dispatch_rl.prompts import Split
+from dispatch_rl.replay.fingerprint import digest
+from dispatch_rl.replay.profile import Profile
+from dispatch_rl.replay.sources import ReplaySource
+from dispatch_rl.replay.traces import Traces, load_traces
+from dispatch_rl.replay.world import ReplayWorld
+
+PARTS: tuple[Split, ...] = ("train", "validation", "test")
+
+_HIDING = 1e30
+"""What a network divides a hidden feature by: nothing is left of it, whatever it is."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The recording of one temperature, and latencies."""
+
+    temperature: float
+    traces: Mapping[Split, tuple[Path, Split | None]]
+    """Where each part is: a recording, and which part of it; None means all of it."""
+    profile: Path
+    arms: tuple[Arm, ...]
+    """What is chosen from."""
+    fingerprint: str
+    """Hash of all that was recorded and measured."""
+    kinds: tuple[str, ...] | None = None
+    """The only kinds of text; None means all."""
+    hidden: tuple[str, ...] = ()
+    """Features that are held constant."""
+
+    @classmethod
+    def of(cls, source: ReplaySource, profile: Path) -> "Data":
+        """Return what ``source`` has, which is made now if it is not there; the latencies are written to ``profile``."""
+        config = source.config
+        source.profile.write(profile)
+        given, read = config.replay.traces, {part: source.traces(part) for part in PARTS}
+        students = {traces.students for traces in read.values()}
+        if len(students) > 1:
+            raise UserError(f"replay.traces: the parts of {given} have different students")
+        where: dict[Split, tuple[Path, Split | None]] = {p: (t.source, None) if given is None else (given, p) for p, t in read.items()}
+        fingerprint = digest([*(_content(traces) for traces in read.values()), profile.read_text(encoding="utf-8")])
+        return cls(config.sampling.temperature, where, profile, tuple(source.arms(read["test"])), fingerprint)
+
+    def settings(self) -> list[str]:
+        """Return what tells it from others."""
+        return [self.fingerprint, *(arm.name for arm in self.arms), str(self.kinds), str(self.hidden)]
+
+    def with_profile(self, path: Path) -> "Data":
+        """Return the same texts with other latencies."""
+        fingerprint = digest([self.fingerprint, path.read_text(encoding="utf-8")])
+        return replace(self, profile=path, fingerprint=fingerprint)
+
+    def load(self, part: Split) -> Traces:
+        """Read a part of the recording."""
+        path, wanted = self.traces[part]
+        return load_traces(path, wanted)
+
+    def world(self, part: Split, extra: Sequence[Arm] = ()) -> ReplayWorld:
+        """Return a part of the texts, ready to be replayed, with ``extra`` arms behind the others."""
+        traces = self.load(part)
+        arms = ArmTable([*self.arms, *(arm for arm in extra if arm not in self.arms)])
+        world = ReplayWorld(traces, Profile.read(self.profile), arms)
+        if self.kinds is None and not self.hidden:
+            return world
+        world = copy.copy(world)
+        if self.kinds is not None:
+            world.texts = world.texts[np.isin([traces.kind(int(text)) for text in world.texts], self.kinds)]
+            if not len(world.texts):
+                raise UserError(f"{traces.source}: there is no text of the kind {', '.join(self.kinds)}")
+        world.features = with_hidden(world.features, self.hidden)
+        return world
+
+    def kinds_there(self) -> list[str]:
+        """Return the kinds of text that every part has."""
+        found = []
+        for part in PARTS:
+            traces = self.load(part)
+            found.append({traces.kind(text) for text in range(traces.num_texts)})
+        return sorted(set.intersection(*found))
+
+
+def with_hidden(features: tuple[Feature, ...], hidden: Collection[str]) -> tuple[Feature, ...]:
+    """Return the features with those of some names held constant."""
+    return tuple(replace(feature, scale=_HIDING) if feature.name in hidden else feature for feature in features)
+
+
+def _content(traces: Traces) -> str:
+    columns: dict[str, NDArray[Any]] = {**traces.accepted, **traces.floats, **traces.second, **traces.lookup}
+    found = hashlib.sha256(repr(traces.students).encode())
+    for name, column in sorted(columns.items()):
+        found.update(name.encode() + column.tobytes())
+    for array in (traces.offsets, traces.prompt_lengths, traces.limits):
+        found.update(array.tobytes())
+    return found.hexdigest()
