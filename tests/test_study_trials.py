@@ -73,18 +73,20 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path: Path, number
     whole.train(lambda step, note: None)
     consider, done = Selection.consider, list[int]()
 
-    def until_second(self: Selection, step: int, policy: Any) -> float:
-        if len(done) == 2:
+    def watched(self: Selection, step: int, policy: Any) -> float:
+        if len(done) == 2 and not resumed:
             raise KeyboardInterrupt
         done.append(step)
         return consider(self, step, policy)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Selection, "consider", until_second)
-        with pytest.raises(KeyboardInterrupt):
-            killed.train(lambda step, note: None)
+    resumed = False
+    monkeypatch.setattr(Selection, "consider", watched)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train(lambda step, note: None)
     assert not killed.done
+    resumed = True
     train_all([killed], 1, 1)
+    assert done == sorted(set(done))  # nothing was learned twice
     assert weights([killed]) == weights([whole])
 
 

@@ -17,13 +17,15 @@ def conditions(study: Study, rows: Sequence[Row]) -> str:
     versions = environment(device)
     kinds = ", ".join(study.base.kinds_there())
     live = [row["num_texts"] for row in rows if row.get("mode") == "live"]
-    models = {"target": config.family.target, **config.family.students}
+    models, given = {"target": config.family.target, **config.family.students}, config.replay.traces
+    named = ", ".join(f"{name} `{model.path}`" for name, model in models.items())
+    source = f"{config.prompts.source} ({kinds}), up to {config.prompts.max_new_tokens} tokens, {config.sampling.method} sampling"
     told = {
         "Made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, dispatch-rl {__version__}",
         "Device": device,
         "Versions": ", ".join(f"{key} {value}" for key, value in versions.items() if key != "device"),
-        "Models": ", ".join(f"{name} `{model.path}`" for name, model in models.items()),
-        "Texts": f"{config.prompts.source} ({kinds}), up to {config.prompts.max_new_tokens} tokens, {config.sampling.method} sampling",
+        "Models": named if live or given is None else f"students {', '.join(study.base.load('test').students)}, as recorded",
+        "Texts": source if given is None else f"the recording `{given}` ({kinds})",
         "Arms": f"{len(study.base.arms)}: {', '.join(arm.name for arm in study.base.arms)}",
         "Learners": f"{', '.join(section.learners)}, {section.seeds} seeds each; {section.learner} with {section.further_seeds} elsewhere",
         "Training": ", ".join(f"{name} {config.taught_by(name, 0).total_steps:,} rounds or states" for name in section.learners),

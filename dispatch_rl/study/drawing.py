@@ -9,6 +9,7 @@ import numpy as np
 from dispatch_rl.page import Draw, write_picture
 from dispatch_rl.replay.regret import MISSED
 from dispatch_rl.study.plan import Row
+from dispatch_rl.study.tables import bucket
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def _features(axes: "Axes", rows: Sequence[Row]) -> None:
 
 def _regret(axes: "Axes", rows: Sequence[Row]) -> None:
     """Draw the lost time by entropy before the round, stacked by what was missed."""
-    buckets = [f"{low:g}-{high:g}" for low, high in dict.fromkeys((row["entropy_low"], row["entropy_high"]) for row in rows)]
+    buckets = [bucket(low, high) for low, high in dict.fromkeys((row["entropy_low"], row["entropy_high"]) for row in rows)]
     below = np.zeros(len(buckets))
     for missed in MISSED:
         lost = np.array([row["lost_ms_per_token"] for row in rows if row["missed"] == missed])

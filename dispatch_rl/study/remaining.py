@@ -27,10 +27,12 @@ def _lost(study: Study, data: Data) -> list[Row]:
     found = regret(world, rounds, cheapest(world))
     tokens = tokens_of(world).sum() * len(trials)
     total = found.choice_ms.sum() + found.catch_up_ms.sum()
-    # Without entropies in the recording there is one bucket.
     bucket = np.digitize(np.nan_to_num(rounds.entropy_nats), ENTROPY_BUCKETS_NATS[1:-1])
+    buckets: list[tuple[float | None, float | None]] = list(pairwise(ENTROPY_BUCKETS_NATS))
+    if np.isnan(rounds.entropy_nats).all():  # the recording has none
+        buckets = [(None, None)]
     rows = []
-    for number, (low, high) in enumerate(pairwise(ENTROPY_BUCKETS_NATS)):
+    for number, (low, high) in enumerate(buckets):
         here = bucket == number
         for missed in MISSED:
             lost = found.catch_up_ms[here] if missed == CATCH_UP else found.choice_ms[here & (found.missed == missed)]

@@ -86,12 +86,17 @@ def regret(rows: Sequence[Row]) -> str:
             mine = {row["missed"]: row for row in here if row["entropy_low"] == low}
             shares = [mine[missed]["lost_share"] for missed in MISSED]
             rounds = next(iter(mine.values()))["round_share"]
-            lines.append([f"{low:g}-{high:g}", f"{rounds:.1%}", *(f"{share:.1%}" for share in (*shares, sum(shares)))])
+            lines.append([bucket(low, high), f"{rounds:.1%}", *(f"{share:.1%}" for share in (*shares, sum(shares)))])
         totals = [sum(row["lost_share"] for row in here if row["missed"] == missed) for missed in MISSED]
         lines.append(["all", "100.0%", *(f"{share:.1%}" for share in (*totals, sum(totals)))])
         table = markdown(["entropy before the round (nats)", "rounds", *MISSED, "lost time"], lines)
         parts.append(f"Temperature {temperature:g}: {here[0]['policy']} loses {total:.3f} ms per token to the oracle.\n\n{table}")
     return "\n\n".join([_REGRET, *parts])
+
+
+def bucket(low: float | None, high: float | None) -> str:
+    """Return what a range of entropies is called; None means that they were not recorded."""
+    return "unknown" if low is None else f"{low:g}-{high:g}"
 
 
 def _names(row: Row) -> str:
