@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dispatch_rl import bench, calibrate, cli, compare, doctor, evaluate, export, generate, profile, record, sweep, train
+from dispatch_rl import bench, calibrate, cli, compare, doctor, evaluate, export, generate, profile, record, study, sweep, train
 from dispatch_rl.config import TrainConfig
 from dispatch_rl.decoding.arms import Arm, ArmTable
 from dispatch_rl.policies.fixed import FixedPolicy
@@ -22,11 +22,14 @@ README = (ROOT / "README.md").read_text()
 TINY = "--recording.train_prompts=8 --recording.validation_prompts=4 --recording.test_prompts=4 --recording.max_draft_length=8"
 TINY += " --prompts.max_new_tokens=12 --profiling.rounds=100 --profiling.longest_context=128"
 ITERATION = "--policy_iteration.iterations=1 --policy_iteration.states=32 --policy_iteration.n_epochs=1"
+TINY_STUDY = "--study.temperatures=[0.6] --study.seeds=1 --study.further_seeds=1 --study.learners=[policy_iteration] --study.workers=1"
+TINY_STUDY += " --study.sections=[policies,regret] --evaluation.prompts=2"
 SHORTER = [
     ("train", f"{TINY} --ppo.total_steps=64 --ppo.rollout_steps=32 --num_envs=8 --ppo.n_epochs=1 --evaluation.prompts=2"),
     ("train", f"{TINY} --recording.max_draft_length=16 {ITERATION} --evaluation.prompts=2"),
     ("evaluate", "--prompts=2"),
     ("compare", ""),
+    ("study", f"{TINY} --recording.max_draft_length=16 {ITERATION} {TINY_STUDY}"),
     ("sweep", "--dry_run"),
     ("export", ""),
     ("generate", "--max_new_tokens=8"),
@@ -42,6 +45,7 @@ MAINS = {
     "train": train.main,
     "evaluate": evaluate.main,
     "compare": compare.main,
+    "study": study.main,
     "sweep": sweep.main,
     "export": export.main,
     "generate": generate.main,
