@@ -53,7 +53,10 @@ def recording(argv: list[str], home: Path) -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, "-m", "dispatch_rl.record", "--engine=ray", *argv]
     variables["HOME"] = str(home)
     pipe = subprocess.PIPE
+    # Tests that run in the background of a shell ignore Ctrl-C, and what they start would, too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     try:
         yield process
     finally:
