@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 Record: Any = wandb_internal_pb2.Record  # type: ignore[attr-defined]  # its module makes its names at run time
@@ -16,6 +17,7 @@ _FULL, _FIRST, _LAST = 1, 2, 4
 
 def records(run_folder: Path) -> Iterator[Any]:
     """Yield the records of an offline run, first to last."""
+    wandb.teardown()  # its service may still be writing after a run has finished; it has written all when it has gone
     (file,) = run_folder.glob("run-*.wandb")
     data = file.read_bytes()
     assert data.startswith(b":W&B")
