@@ -68,11 +68,12 @@ class CachedModel:
         past, new = self.cache.length, len(tokens)
         tokens = tokens.to(self.device)
         mask = self._mask(past, new, beside)
+        if self._fused is not None and not beside:
+            return self._fused(tokens, self.cache, mask, rows)[:, : self.vocab].to(self._home)
         positions = torch.arange(past, past + new, device=self.device)
-        if beside:
-            positions[new - len(beside) :] = past + torch.tensor(beside, device=self.device)
+        positions[new - len(beside) :] = past + torch.tensor(beside, dtype=torch.long, device=self.device)
         if self._fused is not None:
-            return self._fused(tokens, self.cache, mask, rows, positions if beside else None)[:, : self.vocab].to(self._home)
+            return self._fused(tokens, self.cache, mask, rows, positions)[:, : self.vocab].to(self._home)
         output = self.model(
             input_ids=tokens[None],
             position_ids=positions[None],
