@@ -13,10 +13,11 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dispatch_rl import train
-from dispatch_rl.config import TrainConfig
+from dispatch_rl.config import TrackingConfig, TrainConfig
 from dispatch_rl.errors import UserError
 from dispatch_rl.recorder import Recorder
-from dispatch_rl.tracking.opening import flat
+from dispatch_rl.runs import RunFolder
+from dispatch_rl.tracking.opening import flat, open_tracking
 from tests import wandb_files
 from tests.small_runs import ROOT, SMALL_PPO, arguments, killed_at_validation, lines, start
 
@@ -224,3 +225,15 @@ def test_every_run_has_a_card(tracked: tuple[Path, str, Path]) -> None:
         assert expected in card
     assert f"python -m dispatch_rl.export {run} --output bundle" in card
     assert f"`p/{kept_id(run)}`" in card
+
+
+def test_a_worse_last_validation_does_not_become_the_summary(tmp_path: Path) -> None:
+    """The last row is closed before the summary is told."""
+    config = TrainConfig(track="wandb", tracking=TrackingConfig(mode="offline"))
+    with open_tracking(RunFolder(tmp_path), config) as tracking:
+        tracking.rewind(-1)
+        for step, latency_ms in ((1, 2.0), (2, 5.0)):
+            tracking.log(step, {"validation/latency_ms_per_token": latency_ms})
+        tracking.summarise({"validation/latency_ms_per_token": 2.0})
+    assert wandb_files.summary(offline_folder(tmp_path))["validation/latency_ms_per_token"] == 2.0
+    assert [row["_step"] for row in wandb_files.history(offline_folder(tmp_path))] == [1, 2]

@@ -133,6 +133,7 @@ class WandbTracker:
     def __init__(self, run: "Run", folder: RunFolder) -> None:
         self._run = run
         self._folder = folder
+        self._summary: dict[str, float] = {}
 
     def rewind(self, step: int) -> None:
         # After a kill W&B may lack the last rows. Offline it has none of them, so that the newest part alone can be synced.
@@ -143,7 +144,7 @@ class WandbTracker:
         self._log(step, values)
 
     def summarise(self, values: Mapping[str, float]) -> None:
-        self._run.summary.update(dict(values))
+        self._summary |= values
 
     def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
         import wandb
@@ -174,6 +175,9 @@ class WandbTracker:
         import wandb
 
         try:
+            # The last row is kept open for further values, and would overwrite the summary when it is closed.
+            self._run.log({}, commit=True)
+            self._run.summary.update(self._summary)
             self._run.finish(exit_code=int(failed))
         except TimeoutError as error:
             raise TimeoutError(f"its host did not take everything in time; {self._remedy()}") from error
