@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dispatch_rl import layers
 from dispatch_rl.config import PolicyIterationConfig
 from dispatch_rl.policies.network import NetworkPolicy
 from dispatch_rl.replay.episodes import Episodes, Observations, joined
@@ -66,14 +67,11 @@ class PolicyIteration:
         generator = torch.Generator().manual_seed(seed)
         self.network = _network((len(self.scale), *config.net_arch, len(world.arms)), generator)
         if initial is not None:
-            _copy(initial, self.network)
+            layers.write(layers.linears(self.network), initial)
 
     def policy(self) -> NetworkPolicy:
         """Return the policy as it is."""
-        layers = _linears(self.network)
-        weights = [layer.weight.detach().numpy().copy() for layer in layers]
-        biases = [layer.bias.detach().numpy().copy() for layer in layers]
-        return NetworkPolicy(self.scale.copy(), weights, biases)
+        return NetworkPolicy(self.scale.copy(), *layers.read(layers.linears(self.network)))
 
     def step(self) -> Lesson:
         """Do one iteration and return what was learned from in it."""
@@ -169,28 +167,16 @@ class PolicyIteration:
         self.iteration = int(tensors.pop("iteration")[0])
         count = sum(key.startswith("observations.") for key in tensors)
         self.lessons = [Lesson(tensors.pop(f"observations.{i}"), tensors.pop(f"advantages.{i}")) for i in range(count)]
-        _copy(NetworkPolicy.from_tensors(tensors), self.network)
+        layers.write(layers.linears(self.network), NetworkPolicy.from_tensors(tensors))
 
 
 def _network(widths: tuple[int, ...], generator: torch.Generator) -> nn.Sequential:
     """Return layers with tanh between them; the last is small, so that no arm is preferred at first."""
-    layers: list[nn.Module] = []
+    modules: list[nn.Module] = []
     for i, (width, following) in enumerate(pairwise(widths)):
         layer, last = nn.Linear(width, following), i == len(widths) - 2
         with torch.no_grad():
             layer.weight.normal_(std=(0.01 if last else 1.0) / width**0.5, generator=generator)
             layer.bias.zero_()
-        layers += [layer] if last else [layer, nn.Tanh()]
-    return nn.Sequential(*layers)
-
-
-def _linears(network: nn.Sequential) -> list[nn.Linear]:
-    return [module for module in network if isinstance(module, nn.Linear)]
-
-
-def _copy(policy: NetworkPolicy, network: nn.Sequential) -> None:
-    weights, biases = policy.layers()
-    with torch.no_grad():
-        for layer, weight, bias in zip(_linears(network), weights, biases, strict=True):
-            layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
-            layer.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias)))
+        modules += [layer] if last else [layer, nn.Tanh()]
+    return nn.Sequential(*modules)

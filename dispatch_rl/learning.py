@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from sb3_contrib import QRDQN
@@ -12,6 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
+from dispatch_rl import layers
 from dispatch_rl.config import DQNConfig, TrainConfig
 from dispatch_rl.decoding.features import Feature
 from dispatch_rl.policies.network import NetworkPolicy
@@ -85,9 +85,7 @@ def _off_policy(section: DQNConfig) -> dict[str, Any]:
 
 def extract_policy(model: Learner) -> NetworkPolicy:
     """Return what decides in ``model`` as a numpy policy that decides alike."""
-    layers = _layers(model)
-    weights = [layer.weight.detach().numpy().copy() for layer in layers]
-    biases = [layer.bias.detach().numpy().copy() for layer in layers]
+    weights, biases = layers.read(_linears(model))
     if isinstance(model, QRDQN):
         # It chooses by the mean of an action's quantiles, which the last layer gives quantile by quantile.
         weights[-1] = weights[-1].reshape(model.n_quantiles, -1, weights[-1].shape[1]).mean(axis=0)
@@ -101,14 +99,7 @@ def start_from(model: PPO, policy: NetworkPolicy) -> None:
     Raises:
         ValueError: It has another shape.
     """
-    layers = _layers(model)
-    weights, biases = policy.layers()
-    if [tuple(layer.weight.shape) for layer in layers] != [weight.shape for weight in weights]:
-        raise ValueError("the policies have different shapes")
-    with torch.no_grad():
-        for layer, weight, bias in zip(layers, weights, biases, strict=True):
-            layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
-            layer.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias)))
+    layers.write(_linears(model), policy)
 
 
 def action_entropy(model: PPO) -> float:
@@ -121,12 +112,10 @@ def action_entropy(model: PPO) -> float:
     return float(entropy.mean())
 
 
-def _layers(model: Learner) -> list[nn.Linear]:
+def _linears(model: Learner) -> list[nn.Linear]:
     if isinstance(model, PPO):
-        parts: list[nn.Module] = [model.policy.mlp_extractor.policy_net, model.policy.action_net]
-    else:
-        parts = [model.quantile_net.quantile_net if isinstance(model, QRDQN) else model.q_net.q_net]
-    return [module for part in parts for module in part.modules() if isinstance(module, nn.Linear)]
+        return layers.linears(model.policy.mlp_extractor.policy_net, model.policy.action_net)
+    return layers.linears(model.quantile_net.quantile_net if isinstance(model, QRDQN) else model.q_net.q_net)
 
 
 def _extractor(model: Learner) -> ScaledFeatures:
