@@ -45,6 +45,18 @@ class Look(NamedTuple):
     """The second choice ``[1]``, if the target is to judge it too."""
 
 
+def two_best(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how much the best of every row of ``scores [rows, vocab]`` is ahead, and which the second best is ``[rows]``."""
+    best = scores.topk(2)
+    return best.values[:, 0] - best.values[:, 1], best.indices[:, 1]
+
+
+def entropies_nats(logits: Tensor) -> Tensor:
+    """Return the entropies of the rows of ``logits [rows, vocab]``."""
+    entropies: Tensor = torch.special.entr(logits.softmax(-1)).sum(-1)
+    return entropies
+
+
 class Sampler:
     """Draws and verifies tokens. Noise depends on (seed, position, token), so target and students share it."""
 
@@ -80,15 +92,14 @@ class Sampler:
         Raises:
             FloatingPointError: The logits are not numbers.
         """
-        best = scores.topk(2)
-        first, second = best.values[0].tolist()
-        margin = first - second
-        entropy_nats = 0.0 if arm.max_entropy is None else float(torch.special.entr(logits.softmax(-1)).sum())
+        margins, second = two_best(scores)
+        margin = float(margins)
+        entropy_nats = 0.0 if arm.max_entropy is None else float(entropies_nats(logits))
         if math.isnan(margin) or math.isnan(entropy_nats):
             raise FloatingPointError("logits that are not numbers")
         unclear = arm.min_margin is not None and margin < arm.min_margin
         hedges = arm.hedge_below is not None and margin < arm.hedge_below and not self._rejects
-        return Look(unclear or (arm.max_entropy is not None and entropy_nats > arm.max_entropy), best.indices[0, 1:] if hedges else None)
+        return Look(unclear or (arm.max_entropy is not None and entropy_nats > arm.max_entropy), second if hedges else None)
 
     def clarity(self, logits: Tensor, scores: Tensor) -> Clarity:
         """Return how sure a student is of what it drafts from ``logits`` by ``scores [1, vocab]``; one read of the device.
@@ -96,9 +107,7 @@ class Sampler:
         Raises:
             FloatingPointError: The logits are not numbers.
         """
-        best = scores.topk(2).values[0]
-        entropy_nats = torch.special.entr(logits.softmax(-1)).sum()
-        margin, entropy = torch.stack([best[0] - best[1], entropy_nats]).tolist()
+        margin, entropy = torch.cat([two_best(scores)[0], entropies_nats(logits)]).tolist()
         if math.isnan(margin) or math.isnan(entropy):
             raise FloatingPointError("logits that are not numbers")
         return Clarity(margin, entropy)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dispatch_rl.decoding.cache import RollbackCache
+from dispatch_rl.decoding.drafting import entropies_nats, two_best
 from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.kernels.verify import shape
@@ -46,18 +47,6 @@ def scores(logits: Tensor, sampling: Sampling, noise: Tensor | None) -> Tensor:
     return logits if noise is None else shape(logits, sampling.temperature, sampling.top_k, sampling.top_p) + noise
 
 
-def margins(scores: Tensor) -> Tensor:
-    """Return the differences of the two largest of every row of ``scores [rows, vocab]``."""
-    best = scores.topk(2).values
-    return best[:, 0] - best[:, 1]
-
-
-def entropies_nats(logits: Tensor) -> Tensor:
-    """Return the entropies of the rows of ``logits [rows, vocab]``."""
-    entropies: Tensor = torch.special.entr(logits.softmax(-1)).sum(-1)
-    return entropies
-
-
 def continued(student: CachedModel, read: Read, wrong: Tensor, tokens: Tensor, sampling: Sampling, ends: Tensor, longest: int) -> Choices:
     """Let a student draft on from its wrong tokens.
 
@@ -73,7 +62,7 @@ def continued(student: CachedModel, read: Read, wrong: Tensor, tokens: Tensor, s
     margin, entropy = (torch.full((len(wrong), longest), torch.nan, device=wrong.device) for _ in range(2))
     for some in torch.arange(len(wrong), device=wrong.device).split(_TOGETHER):
         for k, (drafts, logits, scored) in enumerate(_steps(student, read, wrong[some], tokens[some], sampling, ends, longest)):
-            margin[some[drafts], k], entropy[some[drafts], k] = margins(scored), entropies_nats(logits)
+            margin[some[drafts], k], entropy[some[drafts], k] = two_best(scored)[0], entropies_nats(logits)
     return Choices(margin, entropy)
 
 

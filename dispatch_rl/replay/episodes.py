@@ -128,7 +128,7 @@ class Episodes:
         outcome = world.outcomes(self._text, self._emitted, actions)
         drafted, accepted, emitted = outcome[:3]
         read, forwards = self._read[rows, drafter], outcome.forwards
-        latency_ms = world.latency_ms(drafter, outcome, length - read, length, world.watches[actions])
+        latency_ms = world.latency_ms(drafter, outcome, length - read, length, world.watching.watches[actions])
         self._read[rows, drafter] = np.where(forwards > 0, length + np.minimum(forwards - 1, accepted), read)
         kept = self._kept[accepted]
         believed = kept * self._acceptance[rows, drafter] + (1 - kept)
@@ -187,7 +187,7 @@ class Episodes:
         arm, drafter = world.arms[action], int(world.arm_drafter[action])
         length = int(self._prompt[episode]) + emitted
         at = [np.array([n]) for n in (drafter, length - self._read[episode, drafter], length)]
-        total_ms = float(world.latency_ms(at[0], outcome, at[1], at[2], world.watches[[action]])[0])
+        total_ms = float(world.latency_ms(at[0], outcome, at[1], at[2], world.watching.watches[[action]])[0])
         verify_ms = float(world.verify_ms[drafter, drafted + int(outcome.hedges[0]), length])
         overhead_ms = world.profile.overhead_ms + world.profile.token_ms * count
         path, entropies = self.following(episode, count)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from dispatch_rl.decoding.cache import RollbackCache
+from dispatch_rl.decoding.drafting import two_best
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.kernels.entropy import RowStatistics, entropy
 from dispatch_rl.kernels.noise import gumbel
-from dispatch_rl.replay.beyond import Choices, Read, continued, margins, scores
+from dispatch_rl.replay.beyond import Choices, Read, continued, scores
 
 _LOGITS_BYTES = 8 << 20
 """Students read as many texts at once as have logits of about this size, which a processor's cache still holds."""
@@ -211,8 +212,8 @@ class _Reader:
         ends = torch.tensor(sorted(self.family.eos_token_ids), device=tokens.device)
         read = Read(cache, self.visible, self.columns, self._noise_at)
         choices = continued(student, read, wrong, choice[wrong[:, 0], wrong[:, 1]], self.sampling, ends, beyond)
-        second = (scored.topk(2).indices[:, 1].view_as(tokens) == tokens) & within
-        return replace(found, margin=margins(scored).view_as(tokens), second=second, wrong=wrong, beyond=choices)
+        margin, second = (values.view_as(tokens) for values in two_best(scored))
+        return replace(found, margin=margin, second=(second == tokens) & within, wrong=wrong, beyond=choices)
 
     def _path_noise(self) -> Tensor | None:
         """Return the noise at every emitted position ``[rows * columns, vocab]``, shared by all students."""

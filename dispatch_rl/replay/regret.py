@@ -45,7 +45,7 @@ def regret(world: ReplayWorld, rounds: RoundTable, bound: Bound) -> Regret:
     length = world.traces.prompt_lengths[texts] + rounds.position
     states = world.traces.offsets[texts] + texts + rounds.position
     drafter, mine = world.arm_drafter[actions], world.outcomes(texts, rounds.position, actions)
-    caught_up = world.latency_ms(drafter, mine, None, length, world.watches[actions])
+    caught_up = world.latency_ms(drafter, mine, None, length, world.watching.watches[actions])
     caught_up += (mine.forwards > 0) * world.cheapest_first_ms()[drafter, length]
     best = bound.actions[states]
     theirs = world.outcomes(texts, rounds.position, best)

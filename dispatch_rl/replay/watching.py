@@ -1,5 +1,7 @@
 """What students do that watch how clear their choices are, from everywhere on a path: where they stop, and where they hedge."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +9,7 @@ from numpy.typing import NDArray
 
 from dispatch_rl.decoding.arms import Arm
 from dispatch_rl.errors import UserError
-from dispatch_rl.replay.columns import Bytes, Nested, runs
+from dispatch_rl.replay.columns import Bytes, Ints, Nested, runs
 from dispatch_rl.replay.schema import BEYOND, LONGEST_DRAFT, SECOND
 from dispatch_rl.replay.traces import Traces
 
@@ -120,3 +122,54 @@ def check(traces: Traces, arm: Arm) -> None:
     known = {*traces.floats, *traces.beyond, *(SECOND + name for name in traces.second)}
     if missing := [name for name in (*names, *([SECOND + arm.student] if hedging else [])) if name not in known]:
         raise UserError(f"arms: '{arm.name}' needs the columns {', '.join(missing)}, which {traces.source} does not hold; leave it out")
+
+
+class Watching:
+    """What watching does to the drafts of all arms. Arms that share a student and limits share a row, whatever their length."""
+
+    def __init__(self, traces: Traces, arms: Sequence[Arm]) -> None:
+        self.watches = np.array([arm.watches for arm in arms])
+        """Whether the student looks at how clear its choices are ``[arms]``."""
+        self._last = traces.num_positions - 1
+        self._clear_row, found = _rows([replace(arm, length=1, hedge_below=None) if arm.watches else None for arm in arms])
+        kept = [drafts(traces, arm) for arm in found]
+        self._clear = np.stack([k.drafted for k in kept]) if kept else None
+        self._unsure = np.stack([k.hesitates for k in kept]) if kept else None
+        hedging = [Arm(arm.student, 1, hedge_below=arm.hedge_below) if arm.hedge_below is not None else None for arm in arms]
+        self._hedge_row, found = _rows(hedging)
+        beside = [hedges(traces, arm) for arm in found]
+        self._hedges = np.stack([h.counts for h in beside]) if beside else None
+        self._stands = np.stack([h.stands for h in beside]) if beside else None
+
+    @property
+    def any(self) -> bool:
+        """Whether any arm watches."""
+        return self._clear is not None
+
+    @property
+    def hedging(self) -> bool:
+        """Whether any arm has second choices."""
+        return self._hedges is not None
+
+    def limited(self, actions: Ints, position: Ints, drafted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """Return how much of what there is room for is drafted, and whether the student hesitates."""
+        if self._clear is None or self._unsure is None:
+            return drafted, np.zeros(drafted.shape, dtype=np.bool_)
+        row = self._clear_row[actions]
+        clear = np.where(row >= 0, self._clear[row, position], drafted)
+        return np.minimum(drafted, clear), (clear < drafted) & self._unsure[row, position]
+
+    def hedged(self, actions: Ints, position: Ints, drafted: Ints, accepted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """Return how many second choices there are, and whether one stands in place of the first wrong token."""
+        if self._hedges is None or self._stands is None:
+            return np.zeros_like(drafted), np.zeros(drafted.shape, dtype=np.bool_)
+        row = self._hedge_row[actions]
+        there = np.minimum(position + accepted, self._last)
+        beside = np.where(row >= 0, self._hedges[row, position, np.minimum(drafted, self._hedges.shape[2] - 1)], 0)
+        return beside, (row >= 0) & (accepted < drafted) & self._stands[row, there]
+
+
+def _rows(alike: Sequence[Arm | None]) -> tuple[Ints, list[Arm]]:
+    """Return the number of each among those that differ, -1 for None, and those."""
+    found = sorted({arm for arm in alike if arm is not None}, key=lambda arm: arm.name)
+    return np.array([-1 if arm is None else found.index(arm) for arm in alike]), found

@@ -1,18 +1,17 @@
 """Traces, profile and arms compiled into flat tables: what every arm would do at every position, and what it would cost."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
+from dispatch_rl.decoding.arms import LOOKUP, NONE, ArmTable
 from dispatch_rl.decoding.features import AVERAGE_DECAY, Feature, feature_table
 from dispatch_rl.errors import UserError
 from dispatch_rl.replay.profile import Profile, interpolated
 from dispatch_rl.replay.traces import Traces
-from dispatch_rl.replay.watching import check, drafts, hedges
+from dispatch_rl.replay.watching import Watching, check
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -67,7 +66,7 @@ class ReplayWorld:
         self.arm_length: Ints = np.array([arm.length for arm in arms])
         self.context_limits: Ints = np.array([traces.context_limits.get(name, _OUT_OF_REACH) for name in self.drafters])
         self._compile_outcomes()
-        self._compile_watching()
+        self.watching = Watching(traces, arms)
         self._compile_costs()
         self.static = self._static_features()
         """Features at every state, with zeros where they depend on the rounds before ``[states, features]``."""
@@ -81,30 +80,11 @@ class ReplayWorld:
         self.lookup_drafted = traces.lookup.get("lookup_drafted", silent)
         """How many tokens prompt lookup proposes ``[positions]``."""
 
-    def _compile_watching(self) -> None:
-        """Arms that share a student and limits share a row, whatever their length."""
-        self.clear_row, found = _rows([replace(arm, length=1, hedge_below=None) if arm.watches else None for arm in self.arms])
-        kept = [drafts(self.traces, arm) for arm in found]
-        self.clear = np.stack([k.drafted for k in kept]) if kept else None
-        """How far students draft that watch their choices ``[rows, positions]``; None if no arm does."""
-        self.unsure = np.stack([k.hesitates for k in kept]) if kept else None
-        """Whether they stop before a token of which they are not sure ``[rows, positions]``."""
-        self.hedge_row, found = _rows(
-            [Arm(a.student, 1, hedge_below=a.hedge_below) if a.hedge_below is not None else None for a in self.arms]
-        )
-        beside = [hedges(self.traces, arm) for arm in found]
-        self.hedges = np.stack([h.counts for h in beside]) if beside else None
-        """Second choices beside the first tokens of a draft ``[rows, positions, tokens + 1]``; None if no arm has any."""
-        self.hedge_stands = np.stack([h.stands for h in beside]) if beside else None
-        """Whether there is one that stands ``[rows, positions]``."""
-        self.watches = np.array([arm.watches for arm in self.arms])
-        """Whether the student looks at how clear its choices are ``[arms]``."""
-
     def _compile_costs(self) -> None:
         longest = int((self.traces.prompt_lengths + self.traces.lengths).max()) + int(self.arm_length.max()) + 1
         lengths = np.arange(longest + 1)
         counts = int(self.arm_length.max()) + 1
-        judged = counts if self.hedges is None else 2 * counts
+        judged = counts if not self.watching.hedging else 2 * counts
         self.verify_ms: Floats = np.stack([self._verify_ms(name, judged, longest) for name in self.drafters])
         """Of a draft of so many tokens behind a text of such a length ``[drafters, drafts, lengths]``."""
         self.continue_ms: Floats = np.zeros((len(self.drafters), counts, longest + 1))
@@ -175,11 +155,10 @@ class ReplayWorld:
             watches: Whether the drafter watches its choices.
         """
         latency = self.rest_ms[drafter, rounds.drafted, length] + self.profile.token_ms * rounds.emitted
-        if self.hedges is not None:
+        if self.watching.hedging:
             latency += self.verify_ms[drafter, rounds.drafted + rounds.hedges, length] - self.verify_ms[drafter, rounds.drafted, length]
-        if self.clear is not None:
+        if self.watching.any:
             latency += self.continue_ms[drafter, rounds.forwards, length] - self.continue_ms[drafter, rounds.drafted, length]
-        if self.watches.any():
             latency += watches * rounds.forwards * self.profile.watch_ms
         if query is not None:
             latency += (rounds.forwards > 0) * self.first_forward_ms(drafter, query, length)
@@ -207,35 +186,12 @@ class ReplayWorld:
         drafted = np.minimum(self.arm_length[actions], np.maximum(room, 0))
         lookup = drafter == len(traces.students)
         drafted = np.where(lookup, np.minimum(drafted, self.lookup_drafted[position]), drafted)
-        drafted, hesitates = self._limited(actions, position, drafted)
+        drafted, hesitates = self.watching.limited(actions, position, drafted)
         accepted = np.minimum(self.accepted[drafter, position], drafted)
-        beside, stands = self._hedged(actions, position, drafted, accepted)
+        beside, stands = self.watching.hedged(actions, position, drafted, accepted)
         left = traces.offsets[texts + 1] - position
         count = np.minimum(accepted + 1 + stands, left)
         return Rounds(drafted, np.minimum(accepted, count), count, hesitates, beside, stands & (accepted + 1 < left))
-
-    def _limited(self, actions: Ints, position: Ints, drafted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        """Return how much of what there is room for is drafted, and whether the student hesitates."""
-        if self.clear is None or self.unsure is None:
-            return drafted, np.zeros(drafted.shape, dtype=np.bool_)
-        row = self.clear_row[actions]
-        clear = np.where(row >= 0, self.clear[row, position], drafted)
-        return np.minimum(drafted, clear), (clear < drafted) & self.unsure[row, position]
-
-    def _hedged(self, actions: Ints, position: Ints, drafted: Ints, accepted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        """Return how many second choices there are, and whether one stands in place of the first wrong token."""
-        if self.hedges is None or self.hedge_stands is None:
-            return np.zeros_like(drafted), np.zeros(drafted.shape, dtype=np.bool_)
-        row = self.hedge_row[actions]
-        there = np.minimum(position + accepted, self.traces.num_positions - 1)
-        beside = np.where(row >= 0, self.hedges[row, position, np.minimum(drafted, self.hedges.shape[2] - 1)], 0)
-        return beside, (row >= 0) & (accepted < drafted) & self.hedge_stands[row, there]
-
-
-def _rows(alike: Sequence[Arm | None]) -> tuple[Ints, list[Arm]]:
-    """Return the number of each among those that differ, -1 for None, and those."""
-    found = sorted({arm for arm in alike if arm is not None}, key=lambda arm: arm.name)
-    return np.array([-1 if arm is None else found.index(arm) for arm in alike]), found
 
 
 def _check(traces: Traces, arms: Sequence) -> None:  # type: ignore[type-arg]

@@ -60,7 +60,7 @@ def test_time_is_counted_for_what_was_not_drafted(tmp_path: Path) -> None:
     world = made_up_world(tmp_path / "x", [ROW], ARMS, profile, {"students": ["a"], "max_draft_length": 4})
     rounds = world.outcomes(*(world.texts[:1] * 0 + n for n in (0, 3, 1)))
     one = world.texts[:1] * 0
-    assert world.latency_ms(one, rounds, one + 3, one + 3, world.watches[[1]]) == pytest.approx([10 + 0.5 + 1 + 0.25])
+    assert world.latency_ms(one, rounds, one + 3, one + 3, world.watching.watches[[1]]) == pytest.approx([10 + 0.5 + 1 + 0.25])
 
 
 def test_what_was_not_recorded_cannot_be_replayed(tmp_path: Path) -> None:
