@@ -21,14 +21,29 @@ Progress = Callable[[int, str], None]
 """Told the number of rounds learned from and a line about them."""
 
 
-def learn_on_replay(config: TrainConfig, world: ReplayWorld, selection: Selection, update: Progress) -> NetworkPolicy:
-    """Let the configured learner learn from the texts of ``world``, or go on with it, and return the policy that validated best."""
+def learn_on_replay(
+    config: TrainConfig,
+    world: ReplayWorld,
+    selection: Selection,
+    update: Progress,
+    initial: NetworkPolicy | None = None,
+    env: ReplayVectorEnv | None = None,
+) -> None:
+    """Let the configured learner learn from the texts of ``world``, or go on with it.
+
+    Args:
+        config: Who learns, and how.
+        world: What is replayed.
+        selection: Where policies and metrics go.
+        update: Progress.
+        initial: The policy to begin with; None begins with one that has no preference.
+        env: The environment over ``world``, if it is there already; policy iteration needs none.
+    """
     if config.algo == "policy_iteration":
-        iterate(PolicyIteration(world, config.policy_iteration, config.seed), selection, update)
-    else:
-        env = ReplayVectorEnv(config.num_envs, config, world=world)
-        learn_by_sampling(ReplayVecEnv(env), world.features, env.tally, config, selection, None, update)
-    return NetworkPolicy.load(selection.run.best_policy)
+        iterate(PolicyIteration(world, config.policy_iteration, config.seed, initial), selection, update)
+        return
+    env = ReplayVectorEnv(config.num_envs, config, world=world) if env is None else env
+    learn_by_sampling(ReplayVecEnv(env), world.features, env.tally, config, selection, initial, update)
 
 
 def learn_by_sampling(

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from dispatch_rl.decoding.features import Feature
     from dispatch_rl.envs.tally import Tally
     from dispatch_rl.policies.network import NetworkPolicy
-    from dispatch_rl.recorder import Selection
     from dispatch_rl.replay.sources import ReplaySource
     from dispatch_rl.runs import RunFolder
     from dispatch_rl.tracking.base import Tracking
@@ -199,28 +198,20 @@ class Training:
         tracking: "Tracking",
     ) -> "NetworkPolicy":
         """Let the learner learn and return the policy that was fastest on the validation prompts."""
+        from dispatch_rl.envs.replay_vector import ReplayVecEnv
         from dispatch_rl.policies.network import NetworkPolicy
         from dispatch_rl.progress import progress_bar
         from dispatch_rl.recorder import Selection
-        from dispatch_rl.teaching import learn_by_sampling
+        from dispatch_rl.teaching import learn_by_sampling, learn_on_replay
 
         selection = Selection(self.folder, tracking, validate)
         with progress_bar("learning", self.config.total_steps) as update:
-            if self.config.algo == "policy_iteration":
-                self._iterate(selection, initial, update)
+            if isinstance(env, ReplayVecEnv):
+                learn_on_replay(self.config, env.env.world, selection, update, initial, env.env)
             else:
                 learn_by_sampling(env, features, tally, self.config, selection, initial, update)
         tracking.summarise(selection.best)
         return NetworkPolicy.load(self.folder.best_policy)
-
-    def _iterate(self, selection: "Selection", initial: "NetworkPolicy | None", update: "Callable[[int, str], None]") -> None:
-        """Let policy iteration learn."""
-        from dispatch_rl.iterating import iterate
-        from dispatch_rl.iteration import PolicyIteration
-
-        assert self.source is not None
-        learner = PolicyIteration(self.source.world("train"), self.config.policy_iteration, self.config.seed, initial)
-        iterate(learner, selection, update)
 
 
 if __name__ == "__main__":
