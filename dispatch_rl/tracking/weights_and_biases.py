@@ -103,21 +103,28 @@ def begin(folder: RunFolder, name: str, settings: TrackingConfig, config: Mappin
         "settings": silent,
         "reinit": "create_new",
     }
-    run, why = None, "as asked for"
+    run, why = _init(options, mode)
+    Identity(run.id, run.project, run.entity or settings.entity).write(folder.tracking)
+    where = run.settings.sync_dir
+    print(f"W&B: {run.url}" if run.url else f"W&B: offline ({why}); `wandb sync {where}` uploads it")
+    return WandbTracker(run, folder)
+
+
+def _init(options: dict[str, Any], mode: Mode) -> "tuple[Run, str]":
+    """Return the W&B run, and why it is offline, if it is."""
+    import wandb
+
+    why = "as asked for"
     if mode == "online":
         try:
-            run = wandb.init(**options, mode="online", resume=None if kept is None else "allow")
+            return wandb.init(**options, mode="online", resume=None if options["id"] is None else "allow"), why
         except Exception as error:  # what a missing key, a wrong address or a silent host raises differs by release
             why = first_line(error).rstrip(".")
             why = "no answer" if why == "<no message>" else why
             # The run that could not begin still holds its id, which a resumed run and a sweep's agent insist on.
             wandb.teardown()
-            wandb.setup(silent)
-    run = run or wandb.init(**options, mode="offline")
-    Identity(run.id, run.project, run.entity or settings.entity).write(folder.tracking)
-    where = run.settings.sync_dir
-    print(f"W&B: {run.url}" if run.url else f"W&B: offline ({why}); `wandb sync {where}` uploads it")
-    return WandbTracker(run, folder)
+            wandb.setup(options["settings"])
+    return wandb.init(**options, mode="offline"), why
 
 
 class WandbTracker:
