@@ -62,7 +62,7 @@ def test_without_an_account_a_run_is_kept_offline(tracked: tuple[Path, str, Path
     assert said == [f"W&B: offline (No API key configured. Use `wandb login` to log in); `wandb sync {offline_folder(run)}` uploads it"]
     assert not (started_in / "wandb").exists()
     assert not [path for path in run.rglob("*") if path.suffix in (".pkl", ".pt", ".zip")]
-    assert kept_id(run) in offline_folder(run).name
+    assert kept_id(run) == wandb_files.run_id(offline_folder(run))
 
 
 def test_the_offline_run_holds_the_configuration(tracked: tuple[Path, str, Path]) -> None:
@@ -135,7 +135,7 @@ def test_a_resumed_run_is_the_same_wandb_run(home: Path, monkeypatch: pytest.Mon
     train.main([f"--resume={run}"])
     assert kept_id(run) == before
     (second,) = set(run.glob("wandb/offline-run-*")) - {first}
-    assert all(folder.name.endswith(before) for folder in (first, second))
+    assert [wandb_files.run_id(folder) for folder in (first, second)] == [before, before]
     steps = [[row["_step"] for row in wandb_files.history(folder) if "decoding/latency_ms_per_token" in row] for folder in (first, second)]
     assert steps == [[128, 256, 384], [128, 256, 384, 512]]
     assert wandb_files.config(first) == wandb_files.config(second)

@@ -35,6 +35,12 @@ def records(run_folder: Path) -> Iterator[Any]:
             yield Record.FromString(parts)
 
 
+def run_id(run_folder: Path) -> str:
+    """Return which run an offline run's folder is a part of (its name can end with a number when two begin in one second)."""
+    (identity,) = {str(record.run.run_id) for record in records(run_folder) if record.HasField("run")}
+    return identity
+
+
 def config(run_folder: Path) -> dict[str, Any]:
     """Return the configuration of an offline run without wandb's own entry."""
     updates = [record.run.config.update for record in records(run_folder) if record.HasField("run")]
