@@ -57,7 +57,7 @@ def contestants(
         found[BEST_FIXED] = FixedPolicy(best_fixed(validation))
         if any(arm.watches for arm in arms):
             plain = [action for action, arm in enumerate(arms) if not arm.watches]
-            stopping = [action for action, arm in enumerate(arms) if arm.hesitates and arm.hedge_below is None]
+            stopping = [action for action, arm in enumerate(arms) if arm.stops and arm.hedge_below is None]
             kinds = {BEST_PLAIN: plain, BEST_STOPPING: stopping}
             found |= {name: FixedPolicy(best_fixed(validation, among)) for name, among in kinds.items() if among}
         if configured is not None:

@@ -66,6 +66,8 @@ def unsure_arms(students: tuple[str, ...]) -> list[Arm]:
         {"min_margin": 0.11, "max_entropy": 2.21},
     ]
     limits += [{"hedge_below": 2.03}, {"hedge_below": 50.0}, {"min_margin": 0.29, "hedge_below": 1.51}]
+    limits += [{"min_confidence": 0.37}, {"min_confidence": 0.71, "margin_scale": 0.9, "hedge_below": 1.03}]
+    limits += [{"min_confidence": 0.23, "margin_scale": 3.1, "min_margin": 0.07}]
     return [Arm(student, length, **kept) for student in students for length in (5, 13) for kept in limits]
 
 

@@ -52,7 +52,7 @@ def any_arm(family: Family, rng: Random) -> Arm:
     if student in (LOOKUP, NONE) or rng.random() < 0.5:
         return arm
     margin, entropy, hedge = (rng.choice([None, small, large]) for small, large in ((0.1, 1.0), (0.5, 2.0), (2.0, 50.0)))
-    return replace(arm, min_margin=margin, max_entropy=entropy, hedge_below=hedge)
+    return replace(arm, min_margin=margin, max_entropy=entropy, hedge_below=hedge, min_confidence=rng.choice([None, 0.3, 0.9]))
 
 
 def steppers(family: Family, rng: Random) -> Stepper:

@@ -107,7 +107,7 @@ def test_the_comparison_meets_what_is_difficult(recorded: Recorded, compared: li
     assert len({int(length) for length in traces.lengths}) > 2
     if recorded.name == "pocket":
         assert {pair.live.hedge_stood for pair in compared if pair.live.num_hedges} == {True, False}
-    unsure = [pair for pair in compared if pair.arm.hesitates and len(pair.live.drafted) < pair.arm.length]
+    unsure = [pair for pair in compared if pair.arm.stops and len(pair.live.drafted) < pair.arm.length]
     assert any(not pair.live.drafted for pair in unsure)
     assert any(pair.live.num_accepted + 1 < len(pair.live.drafted) for pair in unsure)
     if recorded.name == "pocket":

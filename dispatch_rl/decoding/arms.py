@@ -2,8 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from dispatch_rl.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Number = TypeVar("Number", float, NDArray[np.float64])
 
 NONE = "none"
 """The target alone."""
@@ -17,7 +24,8 @@ class Arm:
     """A student, how many tokens it drafts, and when it stops before.
 
     An arm with ``min_margin`` or ``max_entropy`` *hesitates*: the first token that is not within these limits is not drafted, and the
-    draft goes to the target as it is. An arm with any limit *watches* its choices, and does not draft behind an end-of-sequence token.
+    draft goes to the target as it is. One with ``min_confidence`` drafts a token and then asks itself whether it pays to go on. An arm
+    with any limit *watches* its choices, and does not draft behind an end-of-sequence token.
     """
 
     student: str
@@ -29,6 +37,12 @@ class Arm:
     the temperature plus the noise that it shares with the target, or plain logits if decoding is greedy; null for no limit."""
     max_entropy: float | None = None
     """Draft on only while the student's own entropy (nats, before temperature) is at most this; null for no limit."""
+    min_confidence: float | None = None
+    """Draft on only while the whole draft so far is this likely to stand, between 0 and 1: the product over its tokens of
+    ``1 - 2/3 / (1 + (margin / margin_scale)**2)**2``, a curve that measured rates of acceptance follow; null for no limit."""
+    margin_scale: float = 2.0
+    """How clear a choice is that can be relied on (nats), for min_confidence: small for a student that agrees with the target wherever it
+    is not quite sure, large for one that errs in spite of clear choices."""
     hedge_below: float | None = None
     """Where the student's choice is less clear than this (nats, as in min_margin), the target judges its second choice too: if the first is
     wrong and the second right, it stands, and the round emits one token more. null for no second choices. Rejection sampling has none."""
@@ -38,29 +52,46 @@ class Arm:
             raise UserError(f"arms: '{NONE}' drafts nothing, so its length is 0, not {self.length}")
         if self.student != NONE and self.length < 1:
             raise UserError(f"arms: the draft length of '{self.student}' is {self.length}; it must be at least 1")
-        for key in ("min_margin", "max_entropy", "hedge_below"):
+        for key in ("min_margin", "max_entropy", "min_confidence", "hedge_below"):
             limit = getattr(self, key)
             if limit is not None and not 0 <= limit < float("inf"):
                 raise UserError(f"arms: {key} of '{self.student}' is {limit}; it must be a number of at least 0")
             if limit is not None and self.student in RESERVED_NAMES:
                 raise UserError(f"arms: '{self.student}' has no scores of its own, so it cannot have {key}")
+        if self.min_confidence is not None and not 0 < self.min_confidence < 1:
+            raise UserError(f"arms: min_confidence of '{self.student}' is {self.min_confidence}; it must be between 0 and 1")
+        if not 0 < self.margin_scale < float("inf"):
+            raise UserError(f"arms: margin_scale of '{self.student}' is {self.margin_scale}; it must be a number above 0")
 
     @property
-    def hesitates(self) -> bool:
+    def stops(self) -> bool:
         """Whether the student may stop before ``length``."""
-        return self.min_margin is not None or self.max_entropy is not None
+        return any(limit is not None for limit in (self.min_margin, self.max_entropy, self.min_confidence))
 
     @property
     def watches(self) -> bool:
         """Whether the student looks at how clear its choices are."""
-        return self.hesitates or self.hedge_below is not None
+        return self.stops or self.hedge_below is not None
 
     @property
     def name(self) -> str:
-        """Short name for tables: ``small-6``, ``small-24-m0.1`` (margin), ``-e1`` (entropy), ``-h2`` (hedge), ``lookup-6``, ``none``."""
-        named = (("m", self.min_margin), ("e", self.max_entropy), ("h", self.hedge_below))
-        limits = (f"-{letter}{limit:g}" for letter, limit in named if limit is not None)
+        """Short name for tables.
+
+        ``small-6``, ``small-24-m0.1`` (margin), ``-e1`` (entropy), ``-c0.4x2`` (confidence and the margin's scale), ``-h2`` (hedge),
+        ``lookup-6``, ``none``.
+        """
+        named = (("m", self.min_margin), ("e", self.max_entropy), ("c", self.min_confidence), ("h", self.hedge_below))
+        limits = [f"-{letter}{limit:g}{f'x{self.margin_scale:g}' if letter == 'c' else ''}" for letter, limit in named if limit is not None]
         return f"{self.student}-{self.length}{''.join(limits)}" if self.length else self.student
+
+    def chance(self, margin: "Number") -> "Number":
+        """Return how likely a token is to stand whose ``margin`` (nats) is this, for ``min_confidence``.
+
+        A few exact operations in float64, so that a float while decoding and an array in replay give the same bits.
+        """
+        clarity = margin / self.margin_scale
+        grown = 1 + clarity * clarity
+        return 1 - (2 / 3) / (grown * grown)
 
 
 class ArmTable(Sequence[Arm]):

@@ -34,6 +34,8 @@ class DraftToken:
     """The student's second choice ``[1]``, if the target is to judge it too."""
     clarity: Clarity | None = None
     """How sure the student was, if that was asked for."""
+    chance: float = 1.0
+    """How likely it is to stand, if an arm asks for it (``min_confidence``)."""
 
 
 class Look(NamedTuple):
@@ -41,6 +43,8 @@ class Look(NamedTuple):
 
     hesitates: bool
     """Whether it is not to be drafted."""
+    chance: float
+    """How likely it is to stand, as the arm reckons; 1 if the arm does not ask."""
     second: Tensor | None
     """The second choice ``[1]``, if the target is to judge it too."""
 
@@ -99,7 +103,8 @@ class Sampler:
             raise FloatingPointError("logits that are not numbers")
         unclear = arm.min_margin is not None and margin < arm.min_margin
         hedges = arm.hedge_below is not None and margin < arm.hedge_below and not self._rejects
-        return Look(unclear or (arm.max_entropy is not None and entropy_nats > arm.max_entropy), second if hedges else None)
+        unclear |= arm.max_entropy is not None and entropy_nats > arm.max_entropy
+        return Look(unclear, 1.0 if arm.min_confidence is None else arm.chance(margin), second if hedges else None)
 
     def clarity(self, logits: Tensor, scores: Tensor) -> Clarity:
         """Return how sure a student is of what it drafts from ``logits`` by ``scores [1, vocab]``; one read of the device.

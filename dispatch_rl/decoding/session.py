@@ -225,10 +225,13 @@ class DecodingSession:
         Raises:
             FloatingPointError: The student's logits are not numbers. Rejection sampling would let them into the text.
         """
-        limited = arm if arm.watches else None
+        limited, confidence, least = arm if arm.watches else None, 1.0, arm.min_confidence or 0.0
         for _ in range(min(arm.length, self.room)):
             token = self.draft(arm.student, limited)
             if token is None or (limited and int(token.token) in self.family.eos_token_ids):
+                break
+            confidence *= token.chance
+            if confidence < least:
                 break
         logits = [d.logits for d in self._draft if d.logits is not None]
         if logits and torch.cat(logits).amax().isnan():
@@ -249,7 +252,9 @@ class DecodingSession:
             sure = self._sampler.clarity(logits, scores)
             return DraftToken(student, *self._sampler.draft(logits, *place, scores), logits, clarity=sure)
         look = self._sampler.look(arm, logits, scores)
-        return None if look.hesitates else DraftToken(student, *self._sampler.draft(logits, *place, scores), logits, look.second)
+        if look.hesitates:
+            return None
+        return DraftToken(student, *self._sampler.draft(logits, *place, scores), logits, look.second, chance=look.chance)
 
     def _draft_by_lookup(self) -> DraftToken | None:
         ids = [int(d.token) for d in self._draft]

@@ -31,8 +31,8 @@ top1_probability_S       list<float32>  1     its largest probability there
 margin_S                 list<float32>  nats  how clear its choice is there (:class:`~dispatch_rl.decoding.arms.Arm`, ``min_margin``)
 second_S                 list<bool>           whether S's second choice is the token; arms with ``hedge_below`` need it and margins
 beyond_margin_S          list<list>     nats  where S is wrong: how clear its choices would be behind its wrong token, up to the longest
-                                              draft; the list ends where S ends the text. Elsewhere it is empty. Arms with ``min_margin``
-                                              need it
+                                              draft; the list ends where S ends the text. Elsewhere it is empty. Arms with ``min_margin``,
+                                              ``min_confidence`` or ``hedge_below`` need it
 beyond_entropy_S         list<list>     nats  the same for its entropies, which arms with ``max_entropy`` need
 lookup_match             list<uint8>    tok   length of the prompt-lookup match before this token
 lookup_drafted           list<uint8>    tok   how many tokens prompt lookup would draft from here, at most ``max_draft_length``

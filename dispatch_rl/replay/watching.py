@@ -1,6 +1,6 @@
 """What students do that watch how clear their choices are, from everywhere on a path: where they stop, and where they hedge."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -43,6 +43,9 @@ def drafts(traces: Traces, arm: Arm) -> Drafts:
     leaves = (sure > matching) & (matching < to_end)
     drafted = np.where(leaves, matching + 1 + on[wrong], np.minimum(sure, to_end))
     hesitates = np.where(leaves, ~ends[wrong], drafted < to_end)
+    if arm.min_confidence is not None:
+        confident = _confident(traces, arm)
+        drafted, hesitates = np.minimum(drafted, confident), hesitates & (drafted < confident)
     return Drafts(np.minimum(drafted, LONGEST_DRAFT).astype(np.uint8), hesitates)
 
 
@@ -58,21 +61,36 @@ class Hedges(NamedTuple):
 def hedges(traces: Traces, arm: Arm) -> Hedges:
     """Return where a student hedges, drafting on the path up to its first wrong token, and beyond it behind that."""
     assert arm.hedge_below is not None
-    unclear = traces.floats[f"margin_{arm.student}"] < arm.hedge_below
-    beyond = traces.beyond[f"{BEYOND}margin_{arm.student}"]
-    positions = np.arange(traces.num_positions)
-    matching = traces.accepted[arm.student].astype(np.int64)
-    wrong = np.minimum(positions + matching, traces.num_positions - 1)
-    lengths = np.diff(beyond.offsets)
-    unclear_beyond = np.append(beyond.values < arm.hedge_below, False)
     counts = np.zeros((traces.num_positions, traces.max_draft_length + 1), dtype=np.uint8)
+    for k, margins in enumerate(_margins(traces, arm.student)):
+        counts[:, k + 1] = counts[:, k] + (margins < arm.hedge_below)
+    return Hedges(counts, (traces.floats[f"margin_{arm.student}"] < arm.hedge_below) & traces.second[arm.student])
+
+
+def _confident(traces: Traces, arm: Arm) -> Ints:
+    """Return behind how many tokens of a draft from every position the student's confidence is spent ``[positions]``."""
+    assert arm.min_confidence is not None
+    confidence = np.ones(traces.num_positions)
+    spent = np.full(traces.num_positions, LONGEST_DRAFT)
+    for k, margins in enumerate(_margins(traces, arm.student)):
+        confidence *= arm.chance(margins.astype(np.float64))
+        spent = np.where(confidence < arm.min_confidence, np.minimum(spent, k + 1), spent)
+    return spent
+
+
+def _margins(traces: Traces, student: str) -> Iterator[NDArray[np.float32]]:
+    """Yield, token by token of drafts that nothing stops, how clear it is from every position; infinitely where there is none."""
+    margin, beyond = traces.floats[f"margin_{student}"], traces.beyond[f"{BEYOND}margin_{student}"]
+    positions, last = np.arange(traces.num_positions), traces.num_positions - 1
+    matching = traces.accepted[student].astype(np.int64)
+    wrong = np.minimum(positions + matching, last)
+    lengths = np.diff(beyond.offsets)
+    off_path = np.append(beyond.values, np.float32(np.inf))
     for k in range(traces.max_draft_length):
         behind = k - matching - 1
         known = (behind >= 0) & (behind < lengths[wrong])
-        there = unclear_beyond[np.where(known, beyond.offsets[wrong] + behind, len(beyond.values))]
-        here = unclear[np.minimum(positions + k, traces.num_positions - 1)]
-        counts[:, k + 1] = counts[:, k] + np.where(behind < 0, here, there)
-    return Hedges(counts, unclear & traces.second[arm.student])
+        there = off_path[np.where(known, beyond.offsets[wrong] + behind, len(beyond.values))]
+        yield np.where(behind < 0, margin[np.minimum(positions + k, last)], there)
 
 
 def _beyond(traces: Traces, arm: Arm) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -117,7 +135,7 @@ def check(traces: Traces, arm: Arm) -> None:
         UserError: Naming the arm.
     """
     hedging = arm.hedge_below is not None
-    keys = {*_limits(arm), *(["margin"] if hedging else [])}
+    keys = {*_limits(arm), *(["margin"] if hedging or arm.min_confidence is not None else [])}
     names = [name for key in sorted(keys) for name in (f"{key}_{arm.student}", f"{BEYOND}{key}_{arm.student}")]
     known = {*traces.floats, *traces.beyond, *(SECOND + name for name in traces.second)}
     if missing := [name for name in (*names, *([SECOND + arm.student] if hedging else [])) if name not in known]:
