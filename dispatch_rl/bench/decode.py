@@ -13,6 +13,7 @@ from dispatch_rl import cli
 from dispatch_rl.bench.measuring import Decoder, measure, rows_of, transformers_decoder
 from dispatch_rl.config import FamilyConfig, ProfilingConfig, PromptConfig
 from dispatch_rl.errors import UserError
+from dispatch_rl.utilisation import describe, watch_gpu
 
 if TYPE_CHECKING:
     from dispatch_rl.decoding.families import Family
@@ -98,11 +99,12 @@ def bench_decode(config: DecodeBenchConfig) -> list[dict[str, Any]]:
     if student not in family.students:
         raise UserError(f"student: the family has no '{student}'; it has {', '.join(family.students)}")
     arguments = (family, student, config.draft_length, config.prompts.max_new_tokens)
-    decoders = {OURS: our_decoder(*arguments), THEIRS: transformers_decoder(*arguments)}
+    ours, theirs = (f"{name} {student}-{config.draft_length}" for name in (OURS, THEIRS))
+    decoders = {ours: our_decoder(*arguments), theirs: transformers_decoder(*arguments)}
     chosen = list(islice(prompts(config.prompts, family, "test", config.seed), config.num_prompts))
-    times, counts = measure(decoders, chosen, config.seed)
-    named = {f"{name} {student}-{config.draft_length}": values for name, values in times.items()}
-    return rows_of(named, counts, config.seed, family.device_name())
+    with watch_gpu(family.device) as watch:
+        times, counts = measure(decoders, chosen, config.seed, watch)
+    return rows_of(times, counts, config.seed, family.device_name(), watch)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -134,5 +136,8 @@ def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
         interval = f"{row['ci_low']:.3f} - {row['ci_high']:.3f}"
         latency = row["latency_ms_per_token"]
         print(f"{row['policy']:<44} {latency:>9.3f} {interval:>17} {1000 / latency:>9.1f}")
+    for row in rows:
+        if told := describe(row):
+            print(f"{row['policy']:<44} {told}")
     gain = f"{ours['speedup']:.2f} (95 % interval {ours['speedup_ci_low']:.2f} to {ours['speedup_ci_high']:.2f}, paired by prompt)"
     print(f"\ntokens per second, {OURS} over transformers: {gain}")

@@ -17,6 +17,7 @@ from dispatch_rl.errors import UserError, first_line
 from dispatch_rl.progress import progress_bar
 from dispatch_rl.replay.measuring import measure
 from dispatch_rl.replay.profile import TARGET, ForwardLatency, Profile
+from dispatch_rl.utilisation import describe, watch_gpu
 
 Row = dict[str, Any]
 FIRST, FURTHER, VERIFICATION, BESIDES = "first draft token", "further draft token", "verification", "a round besides"
@@ -51,9 +52,13 @@ def bench_random_weights(
         warm_up(family, ArmTable([Arm(NONE), *(Arm(name, draft_length) for name in family.students)]))
         family.synchronise()
         print(f"warm-up: {perf_counter() - began:.1f} s")
-        with progress_bar("measuring latencies", settings.rounds) as update:
+        with progress_bar("measuring latencies", settings.rounds) as update, watch_gpu(family.device) as watch:
             profile = measure(family, DecodingConfig(family=config, draft_length=draft_length), settings, update)
-    return rows_of(family, profile, bandwidth, seed)
+    rows = rows_of(family, profile, bandwidth, seed)
+    if (usage := watch.usage()) is not None:
+        print(f"GPU, all the while: {describe(usage.row())}")
+        rows[-1] |= usage.row()
+    return rows
 
 
 @contextmanager
