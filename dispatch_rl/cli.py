@@ -149,7 +149,7 @@ def _short(message: str) -> str:
 def _switched_on(argv: Sequence[str], switches: Collection[str]) -> Iterator[str]:
     """Yield ``argv`` with ``=true`` behind every one of ``switches`` that stands without a value."""
     for word, after in zip_longest(argv, argv[1:], fillvalue=""):
-        bare = word in switches and after.lower() not in ("true", "false", "yes", "no")
+        bare = _plain_name(word) in switches and after.lower() not in ("true", "false", "yes", "no")
         yield f"{word}=true" if bare else word
 
 
@@ -163,10 +163,10 @@ def _sections_read(argv: Iterable[str], sections: Collection[str]) -> Iterator[s
             continue
         value = value if equals else next(remaining, "")
         section = name.removeprefix("--")
-        yield f"{name}={value}" if value.lstrip().startswith("{") else f"--config={json.dumps({section: _section(section, Path(value))})}"
+        yield f"{name}={value}" if value.lstrip().startswith("{") else f"--config={json.dumps({section: _section(section, value)})}"
 
 
-def _section(name: str, file: Path) -> dict[str, Any]:
+def _section(name: str, file: str) -> dict[str, Any]:
     """Return a section's keys from a file of them, or of a whole configuration.
 
     Raises:
@@ -174,16 +174,21 @@ def _section(name: str, file: Path) -> dict[str, Any]:
     """
     import yaml
 
-    if not file.is_file():
-        raise UserError(f"{name}: there is no file {str(file)!r}")
+    if not Path(file).is_file():
+        raise UserError(f"{name}: there is no file {file!r}")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: {file} is no YAML: {_short(str(error))}") from error
     found = content.get(name, content) if isinstance(content, dict) else content
     if not isinstance(found, dict):
         raise UserError(f"{name}: {file} holds no keys of a section")
     return found
+
+
+def _plain_name(option: str) -> str:
+    """Return an option's name with ``-`` written as ``_``."""
+    return "--" + option[2:].replace("-", "_") if option.startswith("--") else option
 
 
 def _normalised(argv: Iterable[str], texts: Collection[str], words: Collection[str]) -> list[str]:
@@ -204,7 +209,7 @@ def _normalised(argv: Iterable[str], texts: Collection[str], words: Collection[s
             files += [f"--config={value if equals else next(remaining, '')}"]
             awaiting = None
         elif name.startswith("--"):
-            option = "--" + name[2:].replace("-", "_")
+            option = _plain_name(name)
             rest.append(f"{option}={_as_yaml(value, option in texts, option in words)}" if equals else option)
             awaiting = None if equals else option
         else:

@@ -1,6 +1,7 @@
 """Families of the right shapes with random weights: made where and as they are to be, and measured without a tokenizer or a weight file."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def test_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
 def test_the_command_measures_every_part_beside_its_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From folders that hold a ``config.json`` each and nothing else."""
     sizes = ["--profiling.rounds=240", "--profiling.draft_lengths=[1, 2]", "--profiling.contexts=[64, 128, 4096]", "--draft_length=3"]
-    bench.main(["decode", f"--family={bare_family(tmp_path)}", "--random_weights", *sizes, f"--json={tmp_path}/rows.json"])
+    bench.main(["decode", f"--family={bare_family(tmp_path)}", "--random-weights", *sizes, f"--json={tmp_path}/rows.json"])
     printed = capsys.readouterr().out
     assert "how much is accepted means nothing" in printed
     assert "accept" not in printed.replace("how much is accepted", "")
@@ -222,8 +223,9 @@ def test_a_section_is_read_from_a_file(tmp_path: Path) -> None:
         (tmp_path / "wrong.yaml").write_text(content)
         with pytest.raises(UserError, match=f"family: .*wrong.yaml {message}"):
             family_of([f"--family={tmp_path}/wrong.yaml"])
-    with pytest.raises(UserError, match=r"family: there is no file 'nothing\.yaml'"):
-        family_of(["--family", "nothing.yaml"])
+    for argv, file in ((["--family", "nothing.yaml"], "nothing.yaml"), (["--family"], "")):
+        with pytest.raises(UserError, match=re.escape(f"family: there is no file '{file}'")):
+            family_of(argv)
 
 
 def test_texts_are_measured_about_the_contexts_asked_for(tmp_path: Path) -> None:

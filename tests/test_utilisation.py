@@ -82,8 +82,9 @@ def test_each_is_told_its_own(gpu: Driver, counts: bool, kind: str) -> None:
     assert first is not None
     assert second is not None
     assert whole is not None
-    assert (first.kind, first.sm_utilization, first.memory_utilization) == (kind, pytest.approx(0.9), pytest.approx(0.45))
-    assert (second.sm_utilization, second.memory_utilization) == (pytest.approx(0.1), pytest.approx(0.05))
+    assert first.kind == kind
+    assert [first.sm_utilization, first.memory_utilization] == pytest.approx([0.9, 0.45])
+    assert [second.sm_utilization, second.memory_utilization] == pytest.approx([0.1, 0.05])
     assert whole.sm_utilization is not None
     assert 0.1 < whole.sm_utilization < 0.9
     assert (first.energy_j, second.energy_j, whole.energy_j) == (0.5, 0.25, 0.25 * 7)

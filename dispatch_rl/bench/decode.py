@@ -48,7 +48,7 @@ class DecodeBenchConfig:
     takes. Quantisation, device_map and the numbers of prompts are left out; student, bundle and prompts are refused."""
     students: list[str] | None = None
     """With random_weights, who is built beside the target; null means all of the family's students."""
-    profiling: ProfilingConfig = ProfilingConfig(contexts=[256, 1024, 4096])
+    profiling: ProfilingConfig = ProfilingConfig(rounds=6_000, contexts=[256, 1024, 4096])
     """With random_weights, how much is measured."""
     json: Path | None = None
     """Also write the rows to this file."""

@@ -133,5 +133,5 @@ def _cell(row: Row | None) -> str:
 
 
 def _floor(rows: Sequence[Row]) -> tuple[str, str]:
-    shares = [row["over_floor"] for row in rows]
-    return f"{rows[0]['floor_ms']:.3f}", f"{min(shares):.2f} - {max(shares):.2f}"
+    low, high = (f"{extreme(row['over_floor'] for row in rows):.2f}" for extreme in (min, max))
+    return f"{rows[0]['floor_ms']:.3f}", low if low == high else f"{low} - {high}"
