@@ -1,7 +1,8 @@
 """The command line that all commands share: YAML, dotted overrides, short errors.
 
 Every key of a configuration class is an option. ``--config FILE`` may be given several times; later files win over earlier
-ones, and options win over files wherever they stand. Imports nothing heavy, so that ``--help`` is quick.
+ones, and options win over files wherever they stand. A section such as ``--family`` takes a file too: one with the section's keys, or one
+for another command, whose section of that name is read. Imports nothing heavy, so that ``--help`` is quick.
 """
 
 import ast
@@ -19,6 +20,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse._actions import _ActionConfigLoad
 
 from dispatch_rl.errors import UserError
 
@@ -92,7 +94,9 @@ def parse(parser: Parser, argv: Sequence[str]) -> Namespace:
     switches = {name for name, hint in types.items() if hint is bool}
     texts = {name for name, hint in types.items() if _alternatives(hint) & {str, Path}}
     words = {name for name in texts if type(None) not in _alternatives(types[name])}
-    namespace: Namespace = parser.parse_args(_normalised(_switched_on(argv, switches), texts, words))
+    sections = {name for action in parser._actions if isinstance(action, _ActionConfigLoad) for name in action.option_strings}
+    plain = _normalised(_sections_read(_switched_on(argv, switches), sections), texts, words)
+    namespace: Namespace = parser.parse_args(plain)
     return namespace
 
 
@@ -145,8 +149,46 @@ def _short(message: str) -> str:
 def _switched_on(argv: Sequence[str], switches: Collection[str]) -> Iterator[str]:
     """Yield ``argv`` with ``=true`` behind every one of ``switches`` that stands without a value."""
     for word, after in zip_longest(argv, argv[1:], fillvalue=""):
-        bare = word in switches and after.lower() not in ("true", "false", "yes", "no")
+        bare = _plain_name(word) in switches and after.lower() not in ("true", "false", "yes", "no")
         yield f"{word}=true" if bare else word
+
+
+def _sections_read(argv: Iterable[str], sections: Collection[str]) -> Iterator[str]:
+    """Yield ``argv`` with the sections that are given as files read from them, as if each were a file for ``--config``."""
+    remaining = iter(argv)
+    for word in remaining:
+        name, equals, value = word.partition("=")
+        if name not in sections:
+            yield word
+            continue
+        value = value if equals else next(remaining, "")
+        section = name.removeprefix("--")
+        yield f"{name}={value}" if value.lstrip().startswith("{") else f"--config={json.dumps({section: _section(section, value)})}"
+
+
+def _section(name: str, file: str) -> dict[str, Any]:
+    """Return a section's keys from a file of them, or of a whole configuration.
+
+    Raises:
+        UserError: The file is missing, no YAML, or holds something else.
+    """
+    import yaml
+
+    if not Path(file).is_file():
+        raise UserError(f"{name}: there is no file {file!r}")
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{name}: {file} is no YAML: {_short(str(error))}") from error
+    found = content.get(name, content) if isinstance(content, dict) else content
+    if not isinstance(found, dict):
+        raise UserError(f"{name}: {file} holds no keys of a section")
+    return found
+
+
+def _plain_name(option: str) -> str:
+    """Return an option's name with ``-`` written as ``_``."""
+    return "--" + option[2:].replace("-", "_") if option.startswith("--") else option
 
 
 def _normalised(argv: Iterable[str], texts: Collection[str], words: Collection[str]) -> list[str]:
@@ -167,7 +209,7 @@ def _normalised(argv: Iterable[str], texts: Collection[str], words: Collection[s
             files += [f"--config={value if equals else next(remaining, '')}"]
             awaiting = None
         elif name.startswith("--"):
-            option = "--" + name[2:].replace("-", "_")
+            option = _plain_name(name)
             rest.append(f"{option}={_as_yaml(value, option in texts, option in words)}" if equals else option)
             awaiting = None if equals else option
         else:

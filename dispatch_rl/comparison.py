@@ -35,6 +35,8 @@ class Result:
     """The policy's share of the decoding time."""
     predicted_ms: Floats | None = None
     """What replay predicts for the same arms; NaN where the text was not recorded ``[texts]``."""
+    device_use: Mapping[str, Any] = field(default_factory=dict)
+    """How busy a GPU was meanwhile, and the bandwidth that each model's passes reached; empty elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Comparison:
     """The policy that always takes the arm that was best on validation."""
     drift: float | None = None
     """How much slower the machine is than when it was profiled; the predictions are corrected for it."""
+    device_use: tuple[str, ...] = ()
+    """What there is to say about the use of a GPU."""
 
     @property
     def num_texts(self) -> int:
@@ -124,7 +128,7 @@ class Comparison:
 
     def _policy_row(self, name: str) -> Row:
         result = self.results[name]
-        row = self._row(name) | metrics(result.rounds)
+        row = self._row(name) | metrics(result.rounds) | dict(result.device_use)
         if result.prefill_ms is not None:
             row["time_to_first_token_ms"] = float(np.median(result.prefill_ms))
             row["decision_overhead"] = result.decision_ms / float(result.times_ms.sum())

@@ -6,12 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from dispatch_rl.comparison import ORACLE, TARGET_ALONE, Comparison, Floats, Result
+from dispatch_rl.comparison import ORACLE, TARGET_ALONE, Comparison, Floats, Result, Row
 from dispatch_rl.decoding.arms import NONE, Arm, ArmTable
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.loop import DecodedText, decode, warm_up
 from dispatch_rl.decoding.rounds import RoundTable
 from dispatch_rl.decoding.sampling import Sampling
+from dispatch_rl.device_use import DeviceUse
 from dispatch_rl.errors import UserError
 from dispatch_rl.policies.base import Policy
 from dispatch_rl.policies.fixed import FixedPolicy
@@ -21,6 +22,7 @@ from dispatch_rl.replay.oracle import cheapest, cheapest_within
 from dispatch_rl.replay.running import fixed_latencies_ms, replay
 from dispatch_rl.replay.traces import Traces
 from dispatch_rl.replay.world import ReplayWorld
+from dispatch_rl.utilisation import watch_gpu
 
 _PROBES = ("a probe of the machine's speed", "another probe")
 
@@ -118,30 +120,34 @@ def compare_live(
     warm_up(family, arms)
     rng = np.random.default_rng(seed)
     texts: dict[str, list[DecodedText]] = {name: [] for name in contestants}
-    for done, task in enumerate(tasks):
-        for name in rng.permutation(list(contestants)):
-            texts[name].append(decode(family, contestants[name], arms, task.tokens, task.sampling, task.max_new_tokens))
-        if task.sampling.greedy or task.sampling.method == "coupled":
-            _check_same_text(task, {name: decoded[-1] for name, decoded in texts.items()})
-        progress(done + 1)
+    with watch_gpu(family.device) as watch:
+        for done, task in enumerate(tasks):
+            for name in rng.permutation(list(contestants)):
+                with watch.during(name):
+                    texts[name].append(decode(family, contestants[name], arms, task.tokens, task.sampling, task.max_new_tokens))
+            if task.sampling.greedy or task.sampling.method == "coupled":
+                _check_same_text(task, {name: decoded[-1] for name, decoded in texts.items()})
+            progress(done + 1)
     probed = [texts.pop(name) for name in _PROBES if name in texts]
     prediction = Prediction({}, None) if world is None else predict(world, [task.text for task in tasks], texts, probed)
-    results = {name: _result(decoded, prediction.latency_ms.get(name)) for name, decoded in texts.items()}
+    device = DeviceUse.of(family, watch, texts)
+    results = {name: _result(decoded, prediction.latency_ms.get(name), device.row(name)) for name, decoded in texts.items()}
     tokens = np.array([len(text.tokens) - 1 for text in texts[TARGET_ALONE]])
-    return Comparison("live", tokens, results, seed, family.device_name(), drift=prediction.drift)
+    return Comparison("live", tokens, results, seed, family.device_name(), drift=prediction.drift, device_use=device.lines)
 
 
 def _with_target(arms: ArmTable, policies: Mapping[str, Policy]) -> dict[str, Policy]:
     return {TARGET_ALONE: FixedPolicy(list(arms).index(Arm(NONE))), **policies}
 
 
-def _result(texts: Sequence[DecodedText], predicted_ms: Floats | None) -> Result:
+def _result(texts: Sequence[DecodedText], predicted_ms: Floats | None, device_use: Row) -> Result:
     return Result(
         rounds=RoundTable.of([(text.rounds, text.entropies_at_decision) for text in texts]),
         times_ms=np.array([text.decoding_ms for text in texts]),
         prefill_ms=np.array([text.prefill_ms for text in texts]),
         decision_ms=sum(text.decision_ms for text in texts),
         predicted_ms=predicted_ms,
+        device_use=device_use,
     )
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from dispatch_rl import __version__, cli
 from dispatch_rl.config import DecodingConfig, TrainConfig
 from dispatch_rl.errors import UserError
+from dispatch_rl.nvml import describe_nvml
 
 PACKAGES = (
     "torch", "transformers", "gymnasium", "stable-baselines3", "triton", "datasets", "wandb", "safetensors", "jsonargparse", "numpy",
@@ -38,7 +39,7 @@ def devices() -> list[tuple[str, str]]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         found.append((f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
-    return found
+    return [*found, ("NVML", describe_nvml())]
 
 
 def family_check(config: DecodingConfig) -> list[tuple[str, str]]:

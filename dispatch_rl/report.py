@@ -8,7 +8,8 @@ from dispatch_rl.comparison import ORACLE, Comparison, Evaluation
 from dispatch_rl.contestants import BEST_FIXED, LEARNED, THRESHOLD
 
 Row = dict[str, Any]
-HEADER = ["policy", "ms/token", "95 % interval", "speed-up", "gap closed", "accept length", "accept rate", "predicted", "decision", "arms"]
+HEADER = ["policy", "ms/token", "95 % interval", "speed-up", "gap closed", "accept length", "accept rate", "predicted", "decision"]
+HEADER += ["SM", "memory", "mJ/token", "arms"]
 
 
 def cells(row: Row) -> list[str]:
@@ -24,6 +25,9 @@ def cells(row: Row) -> list[str]:
         _or_blank(row["draft_acceptance_rate"], "{:.3f}"),
         _or_blank(row.get("prediction_error"), "{:+.1%}"),
         _or_blank(row["decision_overhead"], "{:.1%}"),
+        _or_blank(row.get("sm_utilization"), "{:.0%}"),
+        _or_blank(row.get("memory_utilization"), "{:.0%}"),
+        _or_blank(row.get("energy_mj_per_token"), "{:.4g}"),
         " ".join(f"{arm} {share:.0%}" for arm, share in shares[:6] if share >= 0.005),
     ]
 
@@ -77,7 +81,7 @@ def verdicts(comparison: Comparison) -> list[str]:
         drift = "" if comparison.drift is None else f"; corrected by {comparison.drift:+.1%} for the machine's speed since it was profiled"
         accuracy = f"median {median(errors):.1%}, largest {max(errors):.1%} off, {len(errors)} policies"
         said.append(f"predicted against measured latency: {accuracy}{drift}")
-    return said
+    return [*said, *comparison.device_use]
 
 
 def summary(evaluation: Evaluation) -> str:

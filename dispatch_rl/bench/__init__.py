@@ -6,7 +6,7 @@ from importlib import import_module
 from dispatch_rl.errors import UserError
 
 BENCHMARKS = {
-    "decode": "fixed student against transformers' assisted generation",
+    "decode": "fixed student against transformers' assisted generation; or latencies of a family with random weights",
     "endurance": "many texts in one process: memory and failures",
     "replay": "steps per second in replay, and PPO on it against PPO on an environment that does nothing",
     "kernels": "the kernels against torch, torch.compile and the memory's bandwidth; needs a GPU",

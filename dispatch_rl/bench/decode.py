@@ -1,4 +1,7 @@
-"""One fixed student against transformers' assisted generation. A wrong token is an error, not a number."""
+"""One fixed student against transformers' assisted generation. A wrong token is an error, not a number.
+
+With ``random_weights`` there is no text to compare: :mod:`dispatch_rl.bench.random_weights` measures what needs no trained weights.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from dispatch_rl import cli
 from dispatch_rl.bench.measuring import Decoder, measure, rows_of, transformers_decoder
-from dispatch_rl.config import FamilyConfig, PromptConfig
+from dispatch_rl.config import FamilyConfig, ProfilingConfig, PromptConfig
 from dispatch_rl.errors import UserError
+from dispatch_rl.utilisation import describe, watch_gpu
 
 if TYPE_CHECKING:
     from dispatch_rl.decoding.families import Family
@@ -38,8 +42,25 @@ class DecodeBenchConfig:
     prompts: each student, and prompt lookup, as they come and with the draft lengths of the policy's arms."""
     num_tuning_prompts: int = 12
     """Validation prompts that the best option is chosen on."""
+    random_weights: bool = False
+    """Build the models from their configurations alone, with random weights that are made on the device, and measure what needs no trained
+    ones: every draft step, verification by draft length, and what a round costs besides, each beside the time that reading the weights
+    takes. Quantisation, device_map and the numbers of prompts are left out; student, bundle and prompts are refused."""
+    students: list[str] | None = None
+    """With random_weights, who is built beside the target; null means all of the family's students."""
+    profiling: ProfilingConfig = ProfilingConfig(rounds=6_000, contexts=[256, 1024, 4096])
+    """With random_weights, how much is measured."""
     json: Path | None = None
     """Also write the rows to this file."""
+
+    def __post_init__(self) -> None:
+        if self.draft_length < 1:
+            raise UserError(f"draft_length: {self.draft_length} is not at least 1")
+        if not self.random_weights and self.students is not None:
+            raise UserError("students: it says what random_weights builds; without it, --student says who drafts")
+        for key, usual in (("student", None), ("bundle", None), ("prompts", PromptConfig(max_new_tokens=128))):
+            if self.random_weights and getattr(self, key) != usual:
+                raise UserError(f"{key}: it has no meaning with random_weights, which measures all students on random tokens")
 
 
 def our_decoder(family: "Family", student: str, draft_length: int, max_new_tokens: int) -> Decoder:
@@ -78,11 +99,12 @@ def bench_decode(config: DecodeBenchConfig) -> list[dict[str, Any]]:
     if student not in family.students:
         raise UserError(f"student: the family has no '{student}'; it has {', '.join(family.students)}")
     arguments = (family, student, config.draft_length, config.prompts.max_new_tokens)
-    decoders = {OURS: our_decoder(*arguments), THEIRS: transformers_decoder(*arguments)}
+    ours, theirs = (f"{name} {student}-{config.draft_length}" for name in (OURS, THEIRS))
+    decoders = {ours: our_decoder(*arguments), theirs: transformers_decoder(*arguments)}
     chosen = list(islice(prompts(config.prompts, family, "test", config.seed), config.num_prompts))
-    times, counts = measure(decoders, chosen, config.seed)
-    named = {f"{name} {student}-{config.draft_length}": values for name, values in times.items()}
-    return rows_of(named, counts, config.seed, family.device_name())
+    with watch_gpu(family.device) as watch:
+        times, counts = measure(decoders, chosen, config.seed, watch)
+    return rows_of(times, counts, config.seed, family.device_name(), watch)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -90,7 +112,22 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.make_parser(DecodeBenchConfig, "bench decode", DecodeBenchConfig.__doc__ or "")
     config = cli.build(DecodeBenchConfig, parser, cli.parse(parser, argv))
     cli.check_file("json", config.json)
-    rows = bench_decode(config)
+    if config.random_weights:
+        from dispatch_rl.bench.random_weights import bench_random_weights, table
+
+        rows = bench_random_weights(config.family, config.students, config.draft_length, config.profiling, config.seed)
+        print(f"\n{table(rows)}")
+    else:
+        rows = bench_decode(config)
+        print_comparison(rows)
+    if config.json is not None:
+        from dispatch_rl.runs import write_json
+
+        write_json(config.json, rows)
+
+
+def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows of two decoders as a table."""
     ours = rows[0]
     print(f"{ours['num_prompts']} held-out prompts, {ours['num_emitted_tokens']} tokens, greedy, {ours['device']}; prefill included")
     print("the two emit the same tokens\n")
@@ -99,9 +136,8 @@ def main(argv: Sequence[str]) -> None:
         interval = f"{row['ci_low']:.3f} - {row['ci_high']:.3f}"
         latency = row["latency_ms_per_token"]
         print(f"{row['policy']:<44} {latency:>9.3f} {interval:>17} {1000 / latency:>9.1f}")
+    for row in rows:
+        if told := describe(row):
+            print(f"{row['policy']:<44} {told}")
     gain = f"{ours['speedup']:.2f} (95 % interval {ours['speedup_ci_low']:.2f} to {ours['speedup_ci_high']:.2f}, paired by prompt)"
     print(f"\ntokens per second, {OURS} over transformers: {gain}")
-    if config.json is not None:
-        from dispatch_rl.runs import write_json
-
-        write_json(config.json, rows)

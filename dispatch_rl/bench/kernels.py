@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _QUANTILES = [0.5, 0.2, 0.8]
-_COPIED_BYTES = 1 << 30
 HEADER = ("operation", "by", "rows", "median us", "20 - 80 %", "floor us", "of the bandwidth", "speed-up")
 
 
@@ -63,17 +62,6 @@ def check_in_interpreter() -> None:
             case.check()
 
 
-def copy_bandwidth() -> float:
-    """Return how many bytes a large copy on the GPU moves per second, reads and writes together."""
-    import torch
-    from triton.testing import do_bench
-
-    source = torch.empty(_COPIED_BYTES, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    milliseconds: float = do_bench(lambda: target.copy_(source), quantiles=_QUANTILES)[0]
-    return 2 * _COPIED_BYTES / (milliseconds / 1000)
-
-
 def bench_kernels(config: KernelBenchConfig) -> list[Row]:
     """Check every case, then measure it, and return a row for each case and provider.
 
@@ -88,13 +76,14 @@ def bench_kernels(config: KernelBenchConfig) -> list[Row]:
         raise UserError(
             "bench kernels: the kernels agree with their references in Triton's interpreter; speed needs a GPU, and there is none"
         )
+    from dispatch_rl.bandwidth import copy_bandwidth
     from dispatch_rl.bench.kernel_cases import make_cases
     from dispatch_rl.kernels.operations import kernels
 
     cases = make_cases(kernels(), torch.device("cuda"), config.many_rows, config.few_rows, config.vocab, config.compile)
     for case in cases:
         case.check()
-    bandwidth = copy_bandwidth()
+    bandwidth = copy_bandwidth(torch.device("cuda"))
     return [row for case in cases for row in measure(case, bandwidth, torch.cuda.get_device_name())]
 
 

@@ -1,12 +1,14 @@
 """What the decoding benchmarks share: decoders that continue the same prompts in random order, and rows about them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dispatch_rl.errors import UserError
+from dispatch_rl.utilisation import GpuWatch
 
 if TYPE_CHECKING:
     from dispatch_rl.decoding.families import Family
@@ -48,8 +50,10 @@ def greedy(family: "Family", prompt: Sequence[int], max_new_tokens: int, **optio
     return tokens
 
 
-def measure(decoders: Mapping[str, Decoder], chosen: "Sequence[Prompt]", seed: int) -> tuple[dict[str, list[float]], list[int]]:
-    """Let every decoder continue every prompt, in random order.
+def measure(
+    decoders: Mapping[str, Decoder], chosen: "Sequence[Prompt]", seed: int, watch: GpuWatch | None = None
+) -> tuple[dict[str, list[float]], list[int]]:
+    """Let every decoder continue every prompt, in random order, ``watch`` being told which of them is at work.
 
     Returns:
         The times (ms) of each decoder, and the number of tokens of each text.
@@ -65,9 +69,10 @@ def measure(decoders: Mapping[str, Decoder], chosen: "Sequence[Prompt]", seed: i
     for prompt in chosen:
         texts = {}
         for name in rng.permutation(list(decoders)):
-            began = perf_counter()
-            texts[name] = decoders[name](prompt.tokens)
-            times[name].append(1000 * (perf_counter() - began))
+            with watch.during(name) if watch else nullcontext():
+                began = perf_counter()
+                texts[name] = decoders[name](prompt.tokens)
+                times[name].append(1000 * (perf_counter() - began))
         first, *others = texts.values()
         if any(text != first for text in others):
             raise UserError(f"the decoders disagree on a {prompt.kind} prompt (number {prompt.seed}); no speed is reported")
@@ -75,8 +80,10 @@ def measure(decoders: Mapping[str, Decoder], chosen: "Sequence[Prompt]", seed: i
     return times, counts
 
 
-def rows_of(times: Mapping[str, Sequence[float]], counts: Sequence[int], seed: int, device: str) -> list[dict[str, Any]]:
-    """Return a row for each decoder; the speed-up is over the last of them."""
+def rows_of(
+    times: Mapping[str, Sequence[float]], counts: Sequence[int], seed: int, device: str, watch: GpuWatch | None = None
+) -> list[dict[str, Any]]:
+    """Return a row for each decoder, with what a GPU was seen to do for it; the speed-up is over the last of them."""
     from dispatch_rl.statistics import ratio_of_sums
 
     tokens = np.array(counts, dtype=float)
@@ -85,6 +92,7 @@ def rows_of(times: Mapping[str, Sequence[float]], counts: Sequence[int], seed: i
     for name, values in times.items():
         latency = ratio_of_sums(np.array(values), tokens, seed)
         gain = ratio_of_sums(theirs, np.array(values), seed)
+        usage = None if watch is None else watch.usage(name)
         rows.append(
             {
                 "policy": name,
@@ -100,5 +108,6 @@ def rows_of(times: Mapping[str, Sequence[float]], counts: Sequence[int], seed: i
                 "device": device,
                 "seed": seed,
             }
+            | ({} if usage is None else usage.row(int(tokens.sum())))
         )
     return rows

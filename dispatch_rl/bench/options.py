@@ -11,6 +11,7 @@ from dispatch_rl.decoding.families import Family
 from dispatch_rl.progress import progress_bar
 from dispatch_rl.prompts import prompts
 from dispatch_rl.runtime.decoder import AdaptiveDecoder
+from dispatch_rl.utilisation import watch_gpu
 
 _DEFAULT_LOOKUP = 10
 """Prompt lookup has no default length; transformers' documentation uses 10."""
@@ -70,5 +71,6 @@ def bench_bundle(
         f"transformers, {best}": options[best],
     }
     chosen = list(islice(prompts(config, family, "test", seed), num_prompts))
-    times, counts = measure(decoders, chosen, seed)
-    return rows_of(times, counts, seed, family.device_name())
+    with watch_gpu(family.device) as watch:
+        times, counts = measure(decoders, chosen, seed, watch)
+    return rows_of(times, counts, seed, family.device_name(), watch)

@@ -60,6 +60,9 @@ class ProfilingConfig:
     """Draft lengths that are measured besides those of the arms (tokens)."""
     longest_context: int = 1_024
     """Longest text that is measured (tokens); beyond it the profile continues as it ends."""
+    contexts: list[int] | None = None
+    """Measure over the last 256 tokens up to each of these lengths of the text only, instead of all the way up to longest_context;
+    lengths that the family cannot read are left out."""
     seed: int = 0
     """Seed of the texts and of the choice of students, lengths and catch-ups."""
 
@@ -70,6 +73,8 @@ class ProfilingConfig:
             raise UserError(f"profiling.draft_lengths: {self.draft_lengths} has a length below 1")
         if self.longest_context < 64:
             raise UserError(f"profiling.longest_context: {self.longest_context} is not at least 64")
+        if self.contexts is not None and (not self.contexts or min(self.contexts) < 64 or self.contexts != sorted(set(self.contexts))):
+            raise UserError(f"profiling.contexts: {self.contexts} are not lengths of at least 64 that rise")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Loading a target and its students, and refusing what cannot work together."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -118,23 +118,43 @@ def _load(config: FamilyConfig, device: torch.device, loaded: PreTrainedModel | 
     if config.check_memory:
         check_memory(config, model_configs, device)
     models = ({} if loaded is None else {keys[0]: loaded}) | {key: loader.model(key, options[key]) for key in unloaded}
+    return assemble(config, models, tokenizers[keys[0]], device, remarks)
+
+
+def assemble(
+    config: FamilyConfig,
+    models: Mapping[str, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    remarks: Sequence[str],
+) -> Family:
+    """Return the family of models that are on their devices.
+
+    Args:
+        config: Its limit of the context counts, and the names of its students.
+        models: By configuration key, the target first.
+        tokenizer: The target's.
+        device: Where tokens come from and logits go to.
+        remarks: What is known about how the models go together.
+    """
     vocab = min(model.config.vocab_size for model in models.values())
+    first, *others = models
     target, *students = (CachedModel(model, vocab, device) for model in models.values())
     limit = min(target.context_limit, config.max_context or target.context_limit)
-    remarks += [
+    shorter = [
         f"{key}: it reads {student.context_limit} tokens, the target {limit}; it drafts no further"
-        for key, student in zip(keys[1:], students, strict=True)
+        for key, student in zip(others, students, strict=True)
         if student.context_limit < limit
     ]
     return Family(
         target=target,
         students=dict(zip(config.students, students, strict=True)),
-        tokenizer=tokenizers[keys[0]],
+        tokenizer=tokenizer,
         vocab=vocab,
         context_limit=limit,
-        eos_token_ids=_eos_token_ids(models[keys[0]], tokenizers[keys[0]]),
+        eos_token_ids=_eos_token_ids(models[first], tokenizer),
         device=device,
-        remarks=tuple(remarks),
+        remarks=(*remarks, *shorter),
     )
 
 

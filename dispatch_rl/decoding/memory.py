@@ -18,19 +18,21 @@ _USUAL_CONTEXT = 4_096
 _BYTES = {"int4": 0.5625, "int8": 1.0, "fp8": 1.0}
 """Bytes of a weight by how it is quantised; four bits share a scale among 64."""
 _GIB = 2**30
+_ADVICE = "leave students out, quantise them, or give device_map; family.check_memory=false tries anyway"
 _ALL_GPUS = "all GPUs"
 
 
-def check_memory(config: FamilyConfig, model_configs: Mapping[str, PreTrainedConfig], device: torch.device) -> None:
+def check_memory(config: FamilyConfig, model_configs: Mapping[str, PreTrainedConfig], device: torch.device, advice: str = _ADVICE) -> None:
     """Refuse models that do not fit into what is free.
 
     Args:
         config: How they are loaded.
         model_configs: Those that will be loaded, by configuration key.
         device: Where models go that have no place of their own.
+        advice: What can be done about it.
 
     Raises:
-        UserError: Naming the device and the models' shares.
+        UserError: Naming the device, the models' shares, and which of them would fit.
     """
     needed: dict[str, dict[str, float]] = defaultdict(dict)
     for key, model_config in model_configs.items():
@@ -45,11 +47,27 @@ def check_memory(config: FamilyConfig, model_configs: Mapping[str, PreTrainedCon
     for place, shares in needed.items():
         free = _free_bytes(place)
         if free is not None and sum(shares.values()) > free:
-            each = ", ".join(f"{key.removeprefix('family.').removeprefix('students.')} {size / _GIB:.3g}" for key, size in shares.items())
+            each = ", ".join(f"{_short(key)} {size / _GIB:.3g}" for key, size in shares.items())
             raise UserError(
-                f"family: its models need {sum(shares.values()) / _GIB:.3g} GiB on {place}, where {free / _GIB:.3g} GiB are free: {each}; "
-                "leave students out, quantise them, or give device_map; family.check_memory=false tries anyway"
+                f"family: its models need {sum(shares.values()) / _GIB:.3g} GiB on {place}, where {free / _GIB:.3g} GiB are free"
+                f"{_enough_for(shares, free)}: {each}; {advice}"
             )
+
+
+def _short(key: str) -> str:
+    return key.removeprefix("family.").removeprefix("students.")
+
+
+def _enough_for(shares: Mapping[str, float], free: float) -> str:
+    """Return in words what would fit: the first of the models, the target if it is among them, and then the smallest."""
+    first, *others = shares
+    fitting, left = [], free
+    for key in (first, *sorted(others, key=lambda key: shares[key])):
+        if shares[key] > left:
+            break
+        fitting.append(key)
+        left -= shares[key]
+    return f", enough for {' and '.join(_short(key) for key in shares if key in fitting)}" if fitting else ""
 
 
 def _place(source: ModelSource, device: torch.device) -> str:

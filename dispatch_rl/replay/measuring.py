@@ -9,7 +9,6 @@ the parts of all rounds are sorted into grids.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from time import perf_counter
 
 import numpy as np
@@ -22,12 +21,11 @@ from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.loop import warm_up
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.replay.fingerprint import family_fingerprint
+from dispatch_rl.replay.measured_texts import MeasuredTexts
 from dispatch_rl.replay.profile import TARGET, ForwardLatency, Profile
 from dispatch_rl.runs import environment
 
 _CATCH_UPS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-_CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-_PROMPT = 16
 STRETCH = 6
 """Rounds with the same student."""
 _WATCHED_ROUNDS = 0.3
@@ -58,11 +56,12 @@ def measure(
     overheads: list[float] = []
     own = sorted({arm.length for arm in config.arm_list() if arm.length}) or [1]
     lengths = sorted({*own, *settings.draft_lengths})
+    texts = MeasuredTexts.of(family, settings, max(lengths))
     warm_up(family, ArmTable([Arm(NONE), Arm(LOOKUP, 2), *(Arm(name, max(lengths)) for name in family.students)]))
     rng = np.random.default_rng(settings.seed)
-    stretches = _stretches(rng, family, _longest_text(family, settings))
+    stretches = _stretches(rng, family, texts.edges[-1])
     done = 0
-    for session in _sessions(family, config, settings):
+    for session in texts.sessions(family, config.sampling, settings.seed + 1):
         while session.room >= max(lengths) + 1 and done < settings.rounds:
             drafter, behind = next(stretches)
             if drafter in family.students:
@@ -80,28 +79,14 @@ def measure(
     return Profile(
         device=family.device_name(),
         dtype=str(next(family.target.model.parameters()).dtype).removeprefix("torch."),
-        models={name: _latency(samples, name) for name in (TARGET, *family.students, LOOKUP)},
-        after={name: _latency(samples, _behind(name)) for name in family.students},
+        models={name: _latency(samples, name, texts) for name in (TARGET, *family.students, LOOKUP)},
+        after={name: _latency(samples, _behind(name), texts) for name in family.students},
         overhead_ms=float(np.median(overheads)),
         token_ms=_noise_ms_per_token(family, config),
         watch_ms=_watch_ms(samples, tuple(family.students)),
         family=family_fingerprint(family),
         versions=environment(family.device_name()),
     )
-
-
-def _sessions(family: Family, config: DecodingConfig, settings: ProfilingConfig) -> Iterator[DecodingSession]:
-    """Begin texts that no end-of-sequence token ends, over and over."""
-    endless = replace(family, eos_token_ids=frozenset())
-    rng = np.random.default_rng(settings.seed + 1)
-    while True:
-        prompt = rng.integers(family.vocab, size=_PROMPT).tolist()
-        sampling = replace(config.sampling, seed=int(rng.integers(2**62)))
-        yield DecodingSession(endless, prompt, sampling, _longest_text(family, settings) - _PROMPT)
-
-
-def _longest_text(family: Family, settings: ProfilingConfig) -> int:
-    return min(settings.longest_context, family.context_limit, *(student.context_limit for student in family.students.values()))
 
 
 def _stretches(rng: np.random.Generator, family: Family, longest: int) -> Iterator[tuple[str, int]]:
@@ -163,18 +148,17 @@ def _leave_unread(session: DecodingSession, family: Family, student: str, tokens
     session.step(Arm(NONE))
 
 
-def _latency(samples: Samples, name: str) -> ForwardLatency:
+def _latency(samples: Samples, name: str, texts: MeasuredTexts) -> ForwardLatency:
     """Sort the measurements of one model into a grid. An empty cell takes the value of the cell with the next shorter context."""
     found = {query: rows for (model, query), rows in samples.items() if model == name and query > 0}
     if not found:
         return ForwardLatency((1,), (1,), ((0.0,),))
     most = max(map(len, found.values()))
     found = {query: rows for query, rows in found.items() if len(rows) >= min(_ENOUGH, most)}
-    edges = [0, *_CONTEXTS[: int(np.searchsorted(_CONTEXTS, max(context for rows in found.values() for context, _ in rows))) + 1]]
+    edges, middles = texts.grid(max(context for rows in found.values() for context, _ in rows))
     queries = sorted(found)
     cells = {query: _cells(found[query], edges) for query in queries}
     following = samples.get((name, _NEXT))
-    middles = tuple(round((low + high) / 2) for low, high in pairwise(edges))
     return ForwardLatency(
         queries=tuple(queries),
         contexts=middles,
