@@ -65,7 +65,7 @@ class PolicyIteration:
         self.lessons: list[Lesson] = []
         self.scale = np.array([feature.scale for feature in world.features], dtype=np.float32)
         generator = torch.Generator().manual_seed(seed)
-        self.network = _network((len(self.scale), *config.net_arch, len(world.arms)), generator)
+        self.network = _network((self._width(), *config.net_arch, len(world.arms)), generator)
         if initial is not None:
             layers.write(layers.linears(self.network), initial)
 
@@ -85,7 +85,7 @@ class PolicyIteration:
     def action_entropy(self) -> float:
         """Return the mean entropy (nats) of the action distribution over the last states; near zero means it has collapsed."""
         with torch.no_grad():
-            log_p = self.network(self._scaled(self.lessons[-1].observations)).log_softmax(-1)
+            log_p = self.network(self._inputs(self.lessons[-1].observations)).log_softmax(-1)
         return float(-(log_p.exp() * log_p).sum(-1).mean())
 
     def _lesson(self, rng: np.random.Generator) -> Lesson:
@@ -141,7 +141,7 @@ class PolicyIteration:
 
     def _fit(self, generator: torch.Generator) -> None:
         config = self.config
-        observations = self._scaled(np.concatenate([lesson.observations for lesson in self.lessons]))
+        observations = self._inputs(np.concatenate([lesson.observations for lesson in self.lessons]))
         advantages = torch.from_numpy(np.concatenate([lesson.advantages for lesson in self.lessons]))
         advantages = advantages / advantages.std().clamp(min=1e-6)
         optimiser = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
@@ -153,7 +153,12 @@ class PolicyIteration:
                 loss.backward()
                 optimiser.step()
 
-    def _scaled(self, observations: Observations) -> Tensor:
+    def _width(self) -> int:
+        """Return how many numbers the network reads."""
+        return len(self.scale)
+
+    def _inputs(self, observations: Observations) -> Tensor:
+        """Return what the network reads ``[states, numbers]``."""
         return torch.from_numpy(observations / self.scale)
 
     def state(self) -> dict[str, NDArray[Any]]:

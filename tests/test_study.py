@@ -35,6 +35,7 @@ FILE = {
         "learners": ["ppo", "policy_iteration"],
         "seeds": 2,
         "further_seeds": 1,
+        "bound_texts": 12,
         "other_profile": str(ROOT / "configs" / "gpu-like.json"),
     },
 }
@@ -137,10 +138,33 @@ def test_transfer_and_regret(rows: list[Row]) -> None:
     assert sum(row["lost_ms_per_token"] for row in lost) == pytest.approx(excess)
 
 
+def test_the_bound_is_made_with_ever_more_texts(rows: list[Row]) -> None:
+    """The learner and three informed policies; the best on the validation texts is the bound, and its way is gone whole."""
+    found = of(rows, "bound")
+    assert [(row["policy"], row["training_texts"]) for row in found] == [
+        ("policy_iteration", 8), ("informed", 2), ("informed", 8), ("informed", 12)
+    ]  # fmt: skip
+    assert {row["bound_ms_per_token"] for row in found} <= {row["latency_ms_per_token"] for row in found}
+    full = next(row for row in of(rows, "features") if row["without"] == "nothing")
+    assert found[0]["latency_ms_per_token"] == full["latency_ms_per_token"]
+    for row in found:
+        ends = [row[f"{end}_ms_per_token"] for end in ("best_fixed", "bound", "oracle")]
+        assert row["gap_closed"] == pytest.approx((ends[0] - row["latency_ms_per_token"]) / (ends[0] - ends[2]))
+        assert (row["bound_gap_closed"] is None) == (ends[0] <= ends[1])
+
+
 def test_the_page_has_every_section(folder: Path, rows: list[Row]) -> None:
     """And its conditions, and the figure; the rows are where they were asked for."""
     page = (folder / "study.md").read_text()
-    for title in ("Policies, temperature 0.6", "Students alone", "features are worth", "arms are worth", "tested on another", "oracle"):
+    for title in (
+        "Policies, temperature 0.6",
+        "Students alone",
+        "features are worth",
+        "arms are worth",
+        "tested on another",
+        "oracle",
+        "known before drafting",
+    ):
         assert title in page
     assert "**Device**" in page
     assert "Transfer between temperatures: only one was studied." in page
@@ -170,6 +194,7 @@ def test_what_is_done_is_not_done_again(folder: Path, rows: list[Row]) -> None:
         ("--study.learners=[pop]", "study.learners: there is no 'pop'"),
         ("--study.learner=pop", "study.learner: there is no 'pop'"),
         ("--study.further_seeds=3", "study.further_seeds: 3 is more than study.seeds, 2"),
+        ("--study.bound_texts=0", "study.bound_texts: 0 is not at least 1"),
         ("--study.workers=0", "study.workers: 0 is not at least 1"),
         ("--study.other_profile=there.json", "study.other_profile: there is no file there.json"),
         (f"--study.other_profile={ROOT}/pyproject.toml", "not a profile"),

@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_type_hints
 from dispatch_rl.config.training import TrainConfig
 from dispatch_rl.errors import UserError
 
-Section = Literal["policies", "students", "features", "arms", "transfer", "regret"]
+Section = Literal["policies", "students", "features", "arms", "transfer", "regret", "bound"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class StudySection:
 
     sections: list[Section] = field(default_factory=lambda: list(get_args(Section)))
     """policies: everybody on the same texts; students: the students alone with one draft length; features and arms: what each group of
-    them is worth; transfer: trained on one thing, tested on another; regret: where time is lost against the oracle."""
+    them is worth; transfer: trained on one thing, tested on another; regret: where time is lost against the oracle; bound: what is
+    possible with all that is known before drafting, the target's hidden state included."""
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6, 1.0])
     """Temperatures of the policies' comparison. sampling.temperature, at which the rest is studied, must be one of them."""
     learners: list[str] = field(default_factory=lambda: ["ppo", "dqn", "policy_iteration"])
@@ -29,6 +30,8 @@ class StudySection:
     """Trainings of each of their conditions, at most `seeds`."""
     other_profile: Path | None = None
     """Latency profile (JSON) of another machine, as a table written by hand, to train with and test with here; null leaves that out."""
+    bound_texts: int = 1_536
+    """Training texts of the bound; it is also made with recording.train_prompts of them and with a quarter of those. Needs the models."""
     workers: int = 1
     """Trainings side by side, each in a process of its own. Nothing is timed meanwhile."""
 
@@ -44,7 +47,7 @@ class StudySection:
         for key, names in (("learners", self.learners), ("learner", [self.learner])):
             if unknown := [name for name in names if name not in known]:
                 raise UserError(f"study.{key}: there is no '{unknown[0]}'; there are {', '.join(known)}")
-        for key in ("seeds", "further_seeds", "workers"):
+        for key in ("seeds", "further_seeds", "bound_texts", "workers"):
             if getattr(self, key) < 1:
                 raise UserError(f"study.{key}: {getattr(self, key)} is not at least 1")
         if self.further_seeds > self.seeds:

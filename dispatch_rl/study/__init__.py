@@ -1,6 +1,7 @@
 """A study: ``python -m dispatch_rl.study configs/study-pocket.yaml``. Trains and compares everything, and writes down what came out."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,8 @@ def conduct(config: StudyConfig, config_yaml: str) -> list[dict[str, Any]]:
     write_atomically(folder / "config.yaml", config_yaml)
     if config.family.threads is not None:
         torch.set_num_threads(config.family.threads)
-    data, family = recorded(config, folder)
-    study = Study(config, folder, data)
+    data, more, family = recorded(config, folder)
+    study = Study(config, folder, data, more)
     if (elsewhere := study.elsewhere()) is not None:
         elsewhere.world("test")  # refuses a profile that lacks a student, before anything is trained
     write_json(folder / "environment.json", environment(study.base.world("test").profile.device))
@@ -94,8 +95,11 @@ def claimed(config: StudyConfig) -> Path:
     return folder
 
 
-def recorded(config: StudyConfig, folder: Path) -> "tuple[dict[float, Data], Family | None]":
-    """Return texts and latencies of every temperature, made now if they are not there, and the models if live decoding needs them."""
+def recorded(config: StudyConfig, folder: Path) -> "tuple[dict[float, Data], dict[float, Data], Family | None]":
+    """Return texts and latencies of every temperature, made now if they are not there, and the models if live decoding needs them.
+
+    The second time with the training texts of the bound, if there is to be one.
+    """
     from dispatch_rl.decoding.families import load_family
     from dispatch_rl.progress import progress_bar
     from dispatch_rl.replay.sources import open_replay
@@ -103,18 +107,24 @@ def recorded(config: StudyConfig, folder: Path) -> "tuple[dict[float, Data], Fam
 
     live = bool(config.evaluation.prompts) and bool({"policies", "students"} & {*config.study.sections})
     family = load_family(config.family) if live else None
-    found = {}
+    found, more = {}, {}
     for temperature in config.study.temperatures:
-        source = open_replay(config.at(temperature), family, progress_bar)
+        here = config.at(temperature)
+        source = open_replay(here, family, progress_bar)
         found[temperature] = Data.of(source, folder / "profiles" / f"T{temperature:g}.json")
         if source.needs_family:
             family = source.family
-    return found, family if live else None
+        if "bound" in config.study.sections and config.replay.traces is None:
+            count = max(config.study.bound_texts, config.recording.train_prompts)
+            many = replace(here, recording=replace(config.recording, train_prompts=count))
+            more[temperature] = found[temperature].with_training_texts(open_replay(many, family, progress_bar).traces("train"))
+    return found, more, family if live else None
 
 
 def all_rows(study: "Study", family: "Family | None") -> list[dict[str, Any]]:
     """Return the rows of all sections."""
     from dispatch_rl.study.ablation import arm_rows, feature_rows
+    from dispatch_rl.study.bound import bound_rows
     from dispatch_rl.study.policies import policy_rows, student_rows
     from dispatch_rl.study.remaining import regret_rows
     from dispatch_rl.study.transfer import transfer_rows
@@ -126,5 +136,6 @@ def all_rows(study: "Study", family: "Family | None") -> list[dict[str, Any]]:
         "arms": lambda: arm_rows(study),
         "transfer": lambda: transfer_rows(study),
         "regret": lambda: regret_rows(study),
+        "bound": lambda: bound_rows(study),
     }
     return [row for name, make in sections.items() if name in study.config.study.sections for row in make()]

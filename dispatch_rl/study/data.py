@@ -42,6 +42,8 @@ class Data:
     """The only kinds of text; None means all."""
     hidden: tuple[str, ...] = ()
     """Features that are held constant."""
+    texts: int | None = None
+    """Only so many training texts, the first ones; None means all."""
 
     @classmethod
     def of(cls, source: ReplaySource, profile: Path) -> "Data":
@@ -58,12 +60,17 @@ class Data:
 
     def settings(self) -> list[str]:
         """Return what tells it from others."""
-        return [self.fingerprint, *(arm.name for arm in self.arms), str(self.kinds), str(self.hidden)]
+        return [self.fingerprint, *(arm.name for arm in self.arms), str(self.kinds), str(self.hidden), str(self.texts)]
 
     def with_profile(self, path: Path) -> "Data":
         """Return the same texts with other latencies."""
         fingerprint = digest([self.fingerprint, path.read_text(encoding="utf-8")])
         return replace(self, profile=path, fingerprint=fingerprint)
+
+    def with_training_texts(self, traces: Traces) -> "Data":
+        """Return the same with other texts to train on."""
+        where = {**self.traces, "train": (traces.source, None)}
+        return replace(self, traces=where, fingerprint=digest([self.fingerprint, _content(traces)]))
 
     def load(self, part: Split) -> Traces:
         """Read a part of the recording."""
@@ -75,9 +82,11 @@ class Data:
         traces = self.load(part)
         arms = ArmTable([*self.arms, *(arm for arm in extra if arm not in self.arms)])
         world = ReplayWorld(traces, Profile.read(self.profile), arms)
-        if self.kinds is None and not self.hidden:
+        if self.kinds is None and not self.hidden and self.texts is None:
             return world
         world = copy.copy(world)
+        if part == "train":
+            world.texts = world.texts[: self.texts]
         if self.kinds is not None:
             world.texts = world.texts[np.isin([traces.kind(int(text)) for text in world.texts], self.kinds)]
             if not len(world.texts):

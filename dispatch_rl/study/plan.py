@@ -11,6 +11,7 @@ from dispatch_rl.decoding.arms import Arm
 from dispatch_rl.replay.fingerprint import digest
 from dispatch_rl.runs import write_json
 from dispatch_rl.study.data import Data
+from dispatch_rl.study.informed import InformedTrial
 from dispatch_rl.study.trials import Trial
 
 Row = dict[str, Any]
@@ -34,6 +35,8 @@ class Study:
     folder: Path
     data: Mapping[float, Data]
     """By temperature."""
+    more: Mapping[float, Data]
+    """The same with as many texts as the informed bound is trained on; empty without one."""
 
     @property
     def base(self) -> Data:
@@ -89,6 +92,17 @@ class Study:
         path = self.config.study.other_profile
         return None if path is None else self.base.with_profile(path)
 
+    def informed(self, data: Data) -> list[InformedTrial]:
+        """Return the trials that know more than a policy can, from few texts to many."""
+        if data.temperature not in self.more:
+            return []
+        more = self.more[data.temperature]
+        usual, most = len(data.world("train").texts), len(more.world("train").texts)
+        config = self.config.at(data.temperature).taught_by("policy_iteration", self.config.seed)
+        counts = sorted({count for count in (usual // 4, usual, most) if count})
+        about = f"T{data.temperature:g}-informed"
+        return [InformedTrial(f"{about}-{count}", config, replace(more, texts=count), self.folder) for count in counts]
+
     def students_only(self, data: Data) -> Data:
         """Return the students alone, with the one default draft length."""
         students = data.load("test").students
@@ -107,9 +121,12 @@ class Study:
                     yield from self.main_trials(data, learner)
         if {"features", "arms", "transfer"} & {*wanted}:
             yield from self.full()
-        if "regret" in wanted or "transfer" in wanted:
+        if {"regret", "transfer", "bound"} & {*wanted}:
             for data in self.data.values():
                 yield from self.trials(data, "")
+        if "bound" in wanted:
+            for data in self.data.values():
+                yield from self.informed(data)
         if "students" in wanted:
             for data in self.data.values():
                 yield from self.student_trials(data)

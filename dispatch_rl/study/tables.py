@@ -11,6 +11,10 @@ Along its own way through the texts, the learner's every round is compared with 
 the excess over the oracle, who foresees everything, noise included. Prompt lookup counts as a student. Who drafts where the oracle leaves
 it to the target has drafted too long."""
 
+_BOUND = """\
+Informed: a network of 256 x 128 that also sees the target's last hidden state and the embedding of the last token, taught like the learner,
+on ever more texts. The bound is the best of all of them, and the learner, on the validation texts; the ways begin at the best fixed arm."""
+
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return an aligned table without the columns that are blank."""
@@ -92,6 +96,26 @@ def regret(rows: Sequence[Row]) -> str:
         table = markdown(["entropy before the round (nats)", "rounds", *MISSED, "lost time"], lines)
         parts.append(f"Temperature {temperature:g}: {here[0]['policy']} loses {total:.3f} ms per token to the oracle.\n\n{table}")
     return "\n\n".join([_REGRET, *parts])
+
+
+def bound(rows: Sequence[Row]) -> str:
+    """Return what the learner and the informed policies take, and how far along each is."""
+    header = [
+        "temperature",
+        "policy",
+        "training texts",
+        "ms/token",
+        "95 %",
+        "to best fixed arm (95 %)",
+        "of the way to the bound",
+        "to the oracle",
+    ]
+    lines = []
+    for row in rows:
+        gone = [_percent(row[key]) for key in ("bound_gap_closed", "gap_closed")]
+        about = [f"{row['temperature']:g}", row["policy"], str(row["training_texts"])]
+        lines.append([*about, *_latency(row), _ratio(row), *gone])
+    return f"{_BOUND}\n\n{markdown(header, lines)}"
 
 
 def bucket(low: float | None, high: float | None) -> str:

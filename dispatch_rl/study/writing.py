@@ -37,6 +37,7 @@ def _sections(study: Study, rows: Sequence[Row]) -> list[str]:
         ("arms", "What arms are worth", tables.arms),
         ("transfer", "Trained on one thing, tested on another", tables.transfer),
         ("regret", "Where time is lost against the oracle", tables.regret),
+        ("bound", "What is possible with what is known before drafting", tables.bound),
     ):
         if table in by_table:
             found.append(f"## {title}\n\n{render(by_table[table])}")
@@ -54,6 +55,8 @@ def _notes(study: Study) -> list[str]:
             notes.append("Transfer between temperatures: only one was studied.")
         if config.study.other_profile is None:
             notes.append("Transfer between machines: study.other_profile names no other one.")
+    if "bound" in wanted and not study.more:
+        notes.append("The informed bound: replay.traces does not hold the target's hidden states.")
     if not config.evaluation.prompts:
         notes.append("Live: evaluation.prompts is 0.")
     return ["## Not done\n\n" + "\n".join(f"- {note}" for note in notes)] if notes else []
