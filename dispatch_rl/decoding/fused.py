@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dispatch_rl.decoding.cache import RollbackCache
+from dispatch_rl.decoding.cache import AnyCache, StackedCache
 
 _ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _ROPE_TYPES = {"default", "linear", "llama3", "yarn"}
@@ -39,10 +39,10 @@ class _Norm:
     """Divides rows by their root mean square and multiplies them by a weight."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
-        self._weight, self._eps, self._shape = weight, eps, weight.shape
+        self._weight, self._eps, self._shape = weight.data, eps, weight.shape
         self._short = weight.device.type == "cpu" and weight.dtype == torch.float32
         size = len(weight)
-        self._scaled = weight * size**0.5 if self._short else weight
+        self._scaled = self._weight * size**0.5 if self._short else self._weight
         self._root = torch.tensor((size * eps) ** 0.5)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def is_supported(model: PreTrainedModel) -> bool:
 
 
 class FusedForward:
-    """Reads tokens into a :class:`RollbackCache` and returns logits, as the wrapped model would."""
+    """Reads tokens into a :class:`StackedCache` and returns logits, as the wrapped model would."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         config: Any = model.config
@@ -98,6 +98,10 @@ class FusedForward:
         self._rotary = body.rotary_emb
         self._cos = self._sin = torch.empty(0, 0)
 
+    def new_cache(self) -> StackedCache:
+        """Return an empty cache."""
+        return StackedCache(len(self._layers), self._kv_heads, self._head_dim, self._embedding)
+
     def reserve(self, capacity: int) -> None:
         """Prepare the rotary angles of ``capacity`` positions."""
         if capacity <= len(self._cos):
@@ -108,16 +112,14 @@ class FusedForward:
         sin[..., :half].neg_()
         self._cos, self._sin = cos[0, :, None].clone(), sin[0, :, None].clone()
 
-    def __call__(
-        self, tokens: Tensor, cache: RollbackCache, mask: Tensor | None, rows: int | None, positions: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, tokens: Tensor, cache: AnyCache, mask: Tensor | None, rows: int | None, positions: Tensor | None = None) -> Tensor:
         """Return the logits ``[rows, vocab]`` of the last ``rows`` of ``tokens [tokens]``; ``positions`` if they are not in a row."""
         past, new = cache.length, len(tokens)
         where = slice(past, past + new) if positions is None else positions
         angles = self._cos[where], self._sin[where]
         return self._run(tokens[None], angles, cache, mask, past == 0 and new > 1, rows)[0]
 
-    def batch(self, tokens: Tensor, positions: Tensor, cache: RollbackCache | None, mask: Tensor, rows: int) -> Tensor:
+    def batch(self, tokens: Tensor, positions: Tensor, cache: AnyCache | None, mask: Tensor, rows: int) -> Tensor:
         """Return the logits ``[texts, rows, vocab]`` of the last ``rows`` of ``tokens [texts, tokens]``, which need not be cached."""
         angles = self._cos[positions], self._sin[positions]
         return self._run(tokens, angles, cache, mask, False, rows)
@@ -126,7 +128,7 @@ class FusedForward:
         self,
         tokens: Tensor,
         angles: tuple[Tensor, Tensor],
-        cache: RollbackCache | None,
+        cache: AnyCache | None,
         mask: Tensor | None,
         causal: bool,
         rows: int | None,
@@ -135,17 +137,25 @@ class FusedForward:
         grouped = self._heads != self._kv_heads
         mask = None if mask is None else self._additive(mask)
         x = F.embedding(tokens.view(-1), self._embedding)
-        for index, layer in enumerate(self._layers):
+        assert cache is None or isinstance(cache, StackedCache)
+        places = [None] * len(self._layers) if cache is None else cache.extend(texts, new)
+        for layer, place in zip(self._layers, places, strict=True):
             qkv = layer.qkv(layer.attention_norm(x)).view(texts, new, -1, self._head_dim)
             self._turn(qkv, layer, *angles)
-            q, k, v = qkv.transpose(1, 2).split([self._heads, self._kv_heads, self._kv_heads], dim=1)
-            keys, values = (k, v) if cache is None else cache.update(k, v, index)
+            q, kv = qkv.transpose(1, 2).split([self._heads, 2 * self._kv_heads], dim=1)
+            if place is None:
+                keys, values = kv.chunk(2, dim=1)
+            else:
+                place.fresh.copy_(kv)
+                _, keys, values = place
             mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-            layer.out.add_to(x, mixed.transpose(1, 2).reshape(texts * new, -1))
+            mixed = mixed.transpose(1, 2).reshape(texts * new, -1)
+            if layer is self._layers[-1] and rows is not None and rows < new:
+                x, mixed = (part.view(texts, new, -1)[:, -rows:].flatten(0, 1) for part in (x, mixed))
+            layer.out.add_to(x, mixed)
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
             layer.down.add_to(x, F.silu(gate).mul_(up))
-        x = x.view(texts, new, -1)
-        return F.linear(self._norm(x if rows is None else x[:, -rows:]), self._head)
+        return F.linear(self._norm(x), self._head).view(texts, -1, len(self._head))
 
     def _turn(self, qkv: Tensor, layer: _Layer, cos: Tensor, sin: Tensor) -> None:
         """Normalise queries and keys ``[texts, tokens, heads, head_dim]`` if the model does, and turn them by their positions' angles.
@@ -172,10 +182,10 @@ def _layer(layer: Any, eps: float) -> _Layer:
         qkv=_fuse([attention.q_proj, attention.k_proj, attention.v_proj]),
         q_norm=_Norm(attention.q_norm.weight, eps) if hasattr(attention, "q_norm") else None,
         k_norm=_Norm(attention.k_norm.weight, eps) if hasattr(attention, "k_norm") else None,
-        out=_Linear(attention.o_proj.weight.t(), attention.o_proj.bias),
+        out=_Linear(attention.o_proj.weight.data.t(), attention.o_proj.bias),
         mlp_norm=_Norm(layer.post_attention_layernorm.weight, eps),
         gate_up=_fuse([mlp.gate_proj, mlp.up_proj]),
-        down=_Linear(mlp.down_proj.weight.t(), mlp.down_proj.bias),
+        down=_Linear(mlp.down_proj.weight.data.t(), mlp.down_proj.bias),
     )
 
 
