@@ -6,7 +6,7 @@ through transformers' own forward.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,21 +18,32 @@ from dispatch_rl.decoding.cache import AnyCache, StackedCache
 _ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _ROPE_TYPES = {"default", "linear", "llama3", "yarn"}
 """Rotary embeddings whose angles depend on the position alone."""
+_READ_AHEAD_BYTES = 2 << 20
+"""Larger weights would not stay near until they are multiplied."""
 
 
-class _Linear(NamedTuple):
-    weight: Tensor
-    """``[inputs, outputs]``: a view of what the model holds."""
-    bias: Tensor | None
+class _Linear:
+    """A projection by a weight ``[outputs, inputs]`` that the model holds."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight.data.t(), bias
+        self._ahead = _on_plain_cpu(weight) and weight.nbytes <= _READ_AHEAD_BYTES
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
+        self._read_ahead()
+        return torch.mm(x, self._weight) if self._bias is None else torch.addmm(self._bias, x, self._weight)
 
     def add_to(self, sums: Tensor, x: Tensor) -> None:
         """Add the outputs for ``x`` to ``sums``."""
-        sums.addmm_(x, self.weight)
-        if self.bias is not None:
-            sums.add_(self.bias)
+        self._read_ahead()
+        sums.addmm_(x, self._weight)
+        if self._bias is not None:
+            sums.add_(self._bias)
+
+    def _read_ahead(self) -> None:
+        """Bring the weight near: a product of few rows goes through it in an order that waits for every line, a sum from front to back."""
+        if self._ahead:
+            self._weight.sum()
 
 
 class _Norm:
@@ -40,7 +51,7 @@ class _Norm:
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         self._weight, self._eps, self._shape = weight.data, eps, weight.shape
-        self._short = weight.device.type == "cpu" and weight.dtype == torch.float32
+        self._short = _on_plain_cpu(weight)
         size = len(weight)
         self._scaled = self._weight * size**0.5 if self._short else self._weight
         self._root = torch.tensor((size * eps) ** 0.5)
@@ -50,6 +61,10 @@ class _Norm:
             return F.rms_norm(x, self._shape, self._weight, self._eps)
         # Without a kernel of its own, a CPU does rms_norm in seven operations; these are four.
         return (x * self._scaled).div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self._root))
+
+
+def _on_plain_cpu(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,7 @@ class FusedForward:
         self._embedding: Tensor = body.embed_tokens.weight
         self._layers = [_layer(layer, config.rms_norm_eps) for layer in body.layers]
         self._norm = _Norm(body.norm.weight, config.rms_norm_eps)
-        self._head: Tensor = model.get_output_embeddings().weight
+        self._head = _Linear(model.get_output_embeddings().weight, None)
         self._rotary = body.rotary_emb
         self._cos = self._sin = torch.empty(0, 0)
 
@@ -155,7 +170,8 @@ class FusedForward:
             layer.out.add_to(x, mixed)
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
             layer.down.add_to(x, F.silu(gate).mul_(up))
-        return F.linear(self._norm(x), self._head).view(texts, -1, len(self._head))
+        logits = self._head(self._norm(x))
+        return logits.view(texts, -1, logits.shape[-1])
 
     def _turn(self, qkv: Tensor, layer: _Layer, cos: Tensor, sin: Tensor) -> None:
         """Normalise queries and keys ``[texts, tokens, heads, head_dim]`` if the model does, and turn them by their positions' angles.
@@ -182,10 +198,10 @@ def _layer(layer: Any, eps: float) -> _Layer:
         qkv=_fuse([attention.q_proj, attention.k_proj, attention.v_proj]),
         q_norm=_Norm(attention.q_norm.weight, eps) if hasattr(attention, "q_norm") else None,
         k_norm=_Norm(attention.k_norm.weight, eps) if hasattr(attention, "k_norm") else None,
-        out=_Linear(attention.o_proj.weight.data.t(), attention.o_proj.bias),
+        out=_Linear(attention.o_proj.weight, attention.o_proj.bias),
         mlp_norm=_Norm(layer.post_attention_layernorm.weight, eps),
         gate_up=_fuse([mlp.gate_proj, mlp.up_proj]),
-        down=_Linear(mlp.down_proj.weight.data.t(), mlp.down_proj.bias),
+        down=_Linear(mlp.down_proj.weight, mlp.down_proj.bias),
     )
 
 
@@ -203,4 +219,4 @@ def _fuse(linears: list[nn.Linear]) -> _Linear:
         stacked.append(whole)
     weight, bias = stacked
     assert weight is not None
-    return _Linear(weight.t(), bias)
+    return _Linear(weight, bias)
