@@ -151,7 +151,7 @@ class FusedForward:
         texts, new = tokens.shape
         grouped = self._heads != self._kv_heads
         mask = None if mask is None else self._additive(mask)
-        x = F.embedding(tokens.view(-1), self._embedding)
+        x = self._embedding.index_select(0, tokens.flatten())
         assert cache is None or isinstance(cache, StackedCache)
         places = [None] * len(self._layers) if cache is None else cache.extend(texts, new)
         for layer, place in zip(self._layers, places, strict=True):

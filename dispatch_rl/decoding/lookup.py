@@ -15,8 +15,9 @@ class LookupIndex:
         """Append committed ``tokens``; every run that now has a successor can be found."""
         for token in tokens:
             position = len(self._tokens)
-            for length in range(1, min(LONGEST_MATCH, position) + 1):
-                self._next_position[tuple(self._tokens[position - length :])] = position
+            end = tuple(self._tokens[-LONGEST_MATCH:])
+            for start in range(len(end)):
+                self._next_position[end[start:]] = position
             self._tokens.append(token)
 
     def find(self, draft: list[int]) -> tuple[int, int | None]:
