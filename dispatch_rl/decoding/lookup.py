@@ -29,9 +29,9 @@ class LookupIndex:
         Returns:
             The length of the match (0 to 4 tokens) and the proposed token; ``(0, None)`` without a match.
         """
-        end = (self._tokens[-LONGEST_MATCH:] + draft)[-LONGEST_MATCH:]
-        for length in range(len(end), 0, -1):
-            position = self._next_position.get(tuple(end[-length:]))
+        end = tuple(self._tokens[-LONGEST_MATCH:] + draft)[-LONGEST_MATCH:]
+        for start in range(len(end)):
+            position = self._next_position.get(end[start:])
             if position is not None:
-                return length, self._tokens[position]
+                return len(end) - start, self._tokens[position]
         return 0, None
