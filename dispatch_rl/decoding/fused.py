@@ -41,7 +41,7 @@ class _Linear:
             sums.add_(self._bias)
 
     def _read_ahead(self) -> None:
-        """Bring the weight near: a product of few rows goes through it in an order that waits for every line, a sum from front to back."""
+        """Bring the weight near: a product of few rows waits longer for what is far than a sum, which goes from front to back."""
         if self._ahead:
             self._weight.sum()
 
