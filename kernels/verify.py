@@ -168,9 +168,14 @@ def verify_exact(scores: Tensor, drafted: Tensor) -> tuple[int, int]:
     Returns:
         The number of accepted tokens and the token that follows them.
     """
-    chosen = scores.argmax(-1)
-    accepted = int(leading(chosen[:-1] == drafted))
-    return accepted, int(chosen[accepted])
+    chosen = scores.argmax(-1).tolist()
+    accepted = 0
+    # The few tokens of a draft are compared sooner than one operation begins.
+    for token in drafted.tolist():
+        if token != chosen[accepted]:
+            break
+        accepted += 1
+    return accepted, chosen[accepted]
 
 
 def verify_rejection(p_target: Tensor, q_draft: Tensor, drafted: Tensor, uniforms: Tensor, noise: Tensor) -> tuple[int, int]:

@@ -51,7 +51,10 @@ def test_fused_logits_are_those_of_transformers(name: str) -> None:
     for begin, end in ((11, 12), (12, 17), (17, 18), (18, 40)):
         cached.forward(torch.zeros(5, dtype=torch.long), rows=1)
         cached.roll_back(begin)
+        last = cached.forward(tokens[begin:end], rows=1)
+        cached.roll_back(begin)
         seen.append(cached.forward(tokens[begin:end]))
+        torch.testing.assert_close(last, seen[-1][-1:], atol=2e-4, rtol=2e-4)
     # Both are float32; float64 on both sides would agree to 1e-12, so this is rounding over three layers.
     torch.testing.assert_close(torch.cat(seen), expected[:, :90], atol=2e-4, rtol=2e-4)
 

@@ -107,15 +107,14 @@ def _in_the_second_token(forward: Callable[..., Any]) -> Callable[..., Any]:
 def _caches(change: Callable[[Any], None]) -> Callable[[Dispatch], None]:
     def fault(dispatch: Dispatch) -> None:
         for student in _students(dispatch):
-            for layer in student.cache._rollback_layers:
-                if layer.keys is not None:
-                    change(layer)
+            if student.cache.addresses():
+                change(student.cache)
 
     return fault
 
 
 def _fill(value: float) -> Callable[[Any], None]:
-    return torch.inference_mode()(lambda layer: layer.keys.fill_(value))
+    return torch.inference_mode()(lambda cache: cache._buffer.fill_(value))
 
 
 FAULTS: dict[str, Callable[[Dispatch], None]] = {
@@ -134,9 +133,9 @@ FAULTS: dict[str, Callable[[Dispatch], None]] = {
     "student's logits are missing": _forward(_nothing),
     "cache is NaN": _caches(_fill(torch.nan)),
     "cache is nonsense": _caches(_fill(3.0)),
-    "cache is gone": _caches(lambda layer: setattr(layer, "keys", None)),
-    "cache is too long": _caches(lambda layer: setattr(layer, "length", layer.length + 40)),
-    "cache is too short": _caches(lambda layer: setattr(layer, "length", max(0, layer.length - 3))),
+    "cache is gone": _caches(lambda cache: setattr(cache, "_buffer", None)),
+    "cache is too long": _caches(lambda cache: setattr(cache, "_length", cache.length + 40)),
+    "cache is too short": _caches(lambda cache: setattr(cache, "_length", max(0, cache.length - 3))),
 }
 QUIET = {"cache is NaN", "cache is nonsense", "cache is gone", "cache is too long", "cache is too short"}
 """A cache that nobody has filled yet cannot be broken, and one that is wrong in a way nobody can see only makes bad drafts."""
@@ -145,14 +144,14 @@ QUIET = {"cache is NaN", "cache is nonsense", "cache is gone", "cache is too lon
 @contextmanager
 def repaired(family: Family) -> Iterator[Family]:
     """Yield the family with students that may be broken, and mend them."""
-    caches = [(layer, layer.keys) for student in family.students.values() for layer in student.cache._rollback_layers]
+    caches: list[tuple[Any, Any]] = [(student.cache, vars(student.cache)["_buffer"]) for student in family.students.values()]
     try:
         yield replace(family, students=dict(family.students))
     finally:
         for student in family.students.values():
             vars(student).pop("forward", None)
-        for layer, keys in caches:
-            layer.keys = keys if layer.keys is None else layer.keys
+        for cache, buffer in caches:
+            cache._buffer = buffer if cache._buffer is None else cache._buffer
 
 
 def test_a_thousand_faults_change_no_token(pocket: Family) -> None:

@@ -11,7 +11,7 @@ from dispatch_rl.bench.decode import our_decoder
 from dispatch_rl.bench.measuring import transformers_decoder
 from dispatch_rl.config import PromptConfig
 from dispatch_rl.decoding.arms import NONE, Arm
-from dispatch_rl.decoding.cache import RollbackCache
+from dispatch_rl.decoding.cache import AnyCache, RollbackCache, StackedCache
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.rounds import Round
@@ -88,10 +88,30 @@ def test_caches_roll_back_in_place(pocket: Family) -> None:
     assert places() == before
 
 
-def test_cache_refuses_to_grow_by_rolling_back() -> None:
+@pytest.mark.parametrize("cache", [RollbackCache(2), StackedCache(2, 1, 4, torch.empty(0))])
+def test_cache_refuses_to_grow_by_rolling_back(cache: AnyCache) -> None:
     """A cache can only be rolled back to what it holds."""
     with pytest.raises(ValueError, match="cannot roll back from 0 to 3"):
-        RollbackCache(2).length = 3
+        cache.length = 3
+
+
+def test_stacked_cache_keeps_what_it_is_given() -> None:
+    """What was written is found again, behind a roll-back, a move, and a choice of rows, which is a copy with more room."""
+    given = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).view(2, 3, 4, 5, 1).expand(-1, -1, -1, -1, 8)
+    cache = StackedCache(2, 2, 8, torch.empty(0))
+    cache.reserve(5)
+    for part, stays in ((given[:, :, :, :3], 3), (given[:, :, :, :1], 3), (given[:, :, :, 3:], 5)):
+        for place, new in zip(cache.extend(3, part.shape[3]), part, strict=True):
+            place.fresh.copy_(new)
+        cache.length = stays
+    cache.move(1, 0)
+    copy = cache.chosen(torch.tensor([2, 0, 2]), 600)
+    copy.select(torch.tensor([1, 2]))
+    for layer, place in enumerate(copy.extend(2, 1)):
+        expected = given[layer, [0, 2]][:, :, [1, 1, 2, 3, 4]]
+        torch.testing.assert_close(torch.cat([place.keys, place.values], dim=1)[:, :, :5], expected, rtol=0, atol=0)
+    with pytest.raises(IndexError, match="the cache holds 512 tokens, 517 are needed"):
+        cache.extend(3, 512)
 
 
 def test_records_add_up(pocket: Family) -> None:

@@ -1,6 +1,6 @@
-"""A key-value cache that rolls back in place and never copies the context."""
+"""Key-value caches that roll back in place and never copy the context: one for transformers' forward passes, one for ours."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,12 +54,21 @@ class _Layer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # its name before transformers 5.20
 
 
+def _check_rollback(length: int, tokens: int) -> None:
+    if not 0 <= tokens <= length:
+        raise ValueError(f"cannot roll back from {length} to {tokens} tokens")
+
+
+def _rounded_up(capacity: int) -> int:
+    return -(-capacity // _GRANULE) * _GRANULE
+
+
 def _buffer(states: Tensor, capacity: int) -> Tensor:
     return torch.empty((*states.shape[:2], capacity, states.shape[3]), dtype=states.dtype, device=states.device)
 
 
 class RollbackCache(Cache):
-    """What a model has read so far. ``length`` may be lowered at will; what lies beyond is overwritten by the next forward."""
+    """What a model has read so far that runs through transformers. What lies beyond ``length`` is overwritten by the next forward."""
 
     def __init__(self, layers: int) -> None:
         self._rollback_layers = [_Layer() for _ in range(layers)]
@@ -72,8 +81,7 @@ class RollbackCache(Cache):
 
     @length.setter
     def length(self, tokens: int) -> None:
-        if not 0 <= tokens <= self.length:
-            raise ValueError(f"cannot roll back from {self.length} to {tokens} tokens")
+        _check_rollback(self.length, tokens)
         for layer in self._rollback_layers:
             layer.length = tokens
 
@@ -82,7 +90,7 @@ class RollbackCache(Cache):
         for layer in self._rollback_layers:
             layer.length = 0
             if capacity > layer.capacity:
-                layer.capacity = -(-capacity // _GRANULE) * _GRANULE
+                layer.capacity = _rounded_up(capacity)
                 layer.keys = layer.values = None
                 layer.is_initialized = False
 
@@ -114,3 +122,88 @@ class RollbackCache(Cache):
     def addresses(self) -> list[int]:
         """Return where the buffers lie in memory; empty before the first forward."""
         return [layer.keys.data_ptr() for layer in self._rollback_layers if layer.keys is not None]
+
+
+class Place(NamedTuple):
+    """Where one layer's keys and values are."""
+
+    fresh: Tensor
+    """Where those of the tokens that are being read belong, keys before values ``[texts, 2 * heads, new, head_dim]``."""
+    keys: Tensor
+    """Of all tokens, these included ``[texts, heads, tokens, head_dim]``."""
+    values: Tensor
+
+
+class StackedCache:
+    """What a model that runs through our own forward pass has read so far: all layers in one buffer, so that little is done per layer.
+
+    Args:
+        layers: Layers of the model.
+        heads: Heads that have keys and values.
+        head_dim: Size of a key.
+        like: Has the type and the device of the keys.
+    """
+
+    def __init__(self, layers: int, heads: int, head_dim: int, like: Tensor) -> None:
+        self._layers, self._heads, self._head_dim, self._like = layers, heads, head_dim, like
+        self._length = self._capacity = 0
+        self._buffer: Tensor | None = None
+        """Keys before values ``[layers, texts, 2 * heads, capacity, head_dim]``; the first ``length`` positions are valid."""
+
+    @property
+    def length(self) -> int:
+        """Number of valid positions (tokens)."""
+        return self._length
+
+    @length.setter
+    def length(self, tokens: int) -> None:
+        _check_rollback(self._length, tokens)
+        self._length = tokens
+
+    def reserve(self, capacity: int) -> None:
+        """Empty the cache and make room for ``capacity`` tokens; a buffer that is large enough is kept."""
+        self._length = 0
+        if capacity > self._capacity:
+            self._capacity = _rounded_up(capacity)
+            self._buffer = None
+
+    def extend(self, texts: int, new: int) -> list[Place]:
+        """Make ``new`` more positions valid and return every layer's place; whoever asks fills it."""
+        if self._buffer is None:
+            self._buffer = self._like.new_empty((self._layers, texts, 2 * self._heads, self._capacity, self._head_dim))
+        end = self._length + new
+        if end > self._capacity:
+            raise IndexError(f"the cache holds {self._capacity} tokens, {end} are needed")
+        fresh = self._buffer.narrow(3, self._length, new)
+        keys, values = self._buffer.narrow(3, 0, end).chunk(2, dim=2)
+        self._length = end
+        return list(map(Place, fresh.unbind(0), keys.unbind(0), values.unbind(0)))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only the ``rows`` of a batch (indices)."""
+        assert self._buffer is not None
+        for layer in self._buffer:  # one by one: a copy of the whole might not fit
+            layer[: len(rows)] = layer[rows]
+        self._buffer = self._buffer[:, : len(rows)]
+
+    def move(self, source: int, place: int) -> None:
+        """Copy what was read at position ``source`` to ``place``."""
+        assert self._buffer is not None
+        self._buffer[..., place, :] = self._buffer[..., source, :]
+
+    def chosen(self, rows: Tensor, room: int) -> "StackedCache":
+        """Return a copy of some ``rows`` of a batch (indices, which may repeat) with room for so many further tokens."""
+        assert self._buffer is not None
+        copy = StackedCache(self._layers, self._heads, self._head_dim, self._like)
+        copy.reserve(self._length + room)
+        for place, layer in zip(copy.extend(len(rows), self._length), self._buffer, strict=True):
+            place.fresh.copy_(layer[rows, :, : self._length])
+        return copy
+
+    def addresses(self) -> list[int]:
+        """Return where the buffer lies in memory; empty before the first forward."""
+        return [] if self._buffer is None else [self._buffer.data_ptr()]
+
+
+AnyCache = RollbackCache | StackedCache
+"""They have the same methods, but for how they are filled."""

@@ -13,27 +13,70 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dispatch_rl.decoding.cache import RollbackCache
+from dispatch_rl.decoding.cache import AnyCache, StackedCache
 
 _ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _ROPE_TYPES = {"default", "linear", "llama3", "yarn"}
 """Rotary embeddings whose angles depend on the position alone."""
+_READ_AHEAD_BYTES = 2 << 20
+"""Larger weights would not stay near until they are multiplied."""
+
+
+class _Linear:
+    """A projection by a weight ``[outputs, inputs]`` that the model holds."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight.data.t(), bias
+        self._ahead = _on_plain_cpu(weight) and weight.nbytes <= _READ_AHEAD_BYTES
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self._read_ahead()
+        return torch.mm(x, self._weight) if self._bias is None else torch.addmm(self._bias, x, self._weight)
+
+    def add_to(self, sums: Tensor, x: Tensor) -> None:
+        """Add the outputs for ``x`` to ``sums``."""
+        self._read_ahead()
+        sums.addmm_(x, self._weight)
+        if self._bias is not None:
+            sums.add_(self._bias)
+
+    def _read_ahead(self) -> None:
+        """Bring the weight near: a product of few rows waits longer for what is far than a sum, which goes from front to back."""
+        if self._ahead:
+            self._weight.sum()
+
+
+class _Norm:
+    """Divides rows by their root mean square and multiplies them by a weight."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self._weight, self._eps, self._shape = weight.data, eps, weight.shape
+        self._short = _on_plain_cpu(weight)
+        size = len(weight)
+        self._scaled = self._weight * size**0.5 if self._short else self._weight
+        self._root = torch.tensor((size * eps) ** 0.5)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self._short:
+            return F.rms_norm(x, self._shape, self._weight, self._eps)
+        # Without a kernel of its own, a CPU does rms_norm in seven operations; these are four.
+        return (x * self._scaled).div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self._root))
+
+
+def _on_plain_cpu(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 @dataclass(frozen=True)
-class _LayerWeights:
-    attention_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    out: Tensor
-    out_bias: Tensor | None
-    mlp_norm: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+class _Layer:
+    attention_norm: _Norm
+    qkv: _Linear
+    q_norm: _Norm | None
+    k_norm: _Norm | None
+    out: _Linear
+    mlp_norm: _Norm
+    gate_up: _Linear
+    down: _Linear
 
 
 def is_supported(model: PreTrainedModel) -> bool:
@@ -55,7 +98,7 @@ def is_supported(model: PreTrainedModel) -> bool:
 
 
 class FusedForward:
-    """Reads tokens into a :class:`RollbackCache` and returns logits, as the wrapped model would."""
+    """Reads tokens into a :class:`StackedCache` and returns logits, as the wrapped model would."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         config: Any = model.config
@@ -63,13 +106,16 @@ class FusedForward:
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
         self._head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._eps: float = config.rms_norm_eps
         self._embedding: Tensor = body.embed_tokens.weight
-        self._layers = [_layer_weights(layer) for layer in body.layers]
-        self._norm: Tensor = body.norm.weight
-        self._head: Tensor = model.get_output_embeddings().weight
+        self._layers = [_layer(layer, config.rms_norm_eps) for layer in body.layers]
+        self._norm = _Norm(body.norm.weight, config.rms_norm_eps)
+        self._head = _Linear(model.get_output_embeddings().weight, None)
         self._rotary = body.rotary_emb
         self._cos = self._sin = torch.empty(0, 0)
+
+    def new_cache(self) -> StackedCache:
+        """Return an empty cache."""
+        return StackedCache(len(self._layers), self._kv_heads, self._head_dim, self._embedding)
 
     def reserve(self, capacity: int) -> None:
         """Prepare the rotary angles of ``capacity`` positions."""
@@ -77,85 +123,89 @@ class FusedForward:
             return
         positions = torch.arange(capacity, device=self._embedding.device)
         cos, sin = self._rotary(self._embedding[:1], positions[None])
-        self._cos, self._sin = cos[0].clone(), sin[0].clone()
+        half = self._head_dim // 2
+        sin[..., :half].neg_()
+        self._cos, self._sin = cos[0, :, None].clone(), sin[0, :, None].clone()
 
-    def __call__(
-        self, tokens: Tensor, cache: RollbackCache, mask: Tensor | None, rows: int | None, positions: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, tokens: Tensor, cache: AnyCache, mask: Tensor | None, rows: int | None, positions: Tensor | None = None) -> Tensor:
         """Return the logits ``[rows, vocab]`` of the last ``rows`` of ``tokens [tokens]``; ``positions`` if they are not in a row."""
         past, new = cache.length, len(tokens)
         where = slice(past, past + new) if positions is None else positions
-        angles = self._cos[where][:, None], self._sin[where][:, None]
+        angles = self._cos[where], self._sin[where]
         return self._run(tokens[None], angles, cache, mask, past == 0 and new > 1, rows)[0]
 
-    def batch(self, tokens: Tensor, positions: Tensor, cache: RollbackCache | None, mask: Tensor, rows: int) -> Tensor:
+    def batch(self, tokens: Tensor, positions: Tensor, cache: AnyCache | None, mask: Tensor, rows: int) -> Tensor:
         """Return the logits ``[texts, rows, vocab]`` of the last ``rows`` of ``tokens [texts, tokens]``, which need not be cached."""
-        angles = self._cos[positions][:, :, None], self._sin[positions][:, :, None]
+        angles = self._cos[positions], self._sin[positions]
         return self._run(tokens, angles, cache, mask, False, rows)
 
     def _run(
         self,
         tokens: Tensor,
         angles: tuple[Tensor, Tensor],
-        cache: RollbackCache | None,
+        cache: AnyCache | None,
         mask: Tensor | None,
         causal: bool,
         rows: int | None,
     ) -> Tensor:
         texts, new = tokens.shape
         grouped = self._heads != self._kv_heads
-        x = F.embedding(tokens, self._embedding)
-        for index, layer in enumerate(self._layers):
-            normed = F.rms_norm(x, x.shape[-1:], layer.attention_norm, self._eps)
-            qk, v = self._project(normed, layer)
-            q, k = self._rotate(qk, *angles).transpose(1, 2).split([self._heads, self._kv_heads], dim=1)
-            v = v.transpose(1, 2)
-            keys, values = (k, v) if cache is None else cache.update(k, v, index)
+        mask = None if mask is None else self._additive(mask)
+        x = self._embedding.index_select(0, tokens.flatten())
+        assert cache is None or isinstance(cache, StackedCache)
+        places = [None] * len(self._layers) if cache is None else cache.extend(texts, new)
+        for layer, place in zip(self._layers, places, strict=True):
+            qkv = layer.qkv(layer.attention_norm(x)).view(texts, new, -1, self._head_dim)
+            self._turn(qkv, layer, *angles)
+            q, kv = qkv.transpose(1, 2).split([self._heads, 2 * self._kv_heads], dim=1)
+            if place is None:
+                keys, values = kv.chunk(2, dim=1)
+            else:
+                place.fresh.copy_(kv)
+                _, keys, values = place
             mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-            x = x + F.linear(mixed.transpose(1, 2).reshape(texts, new, -1), layer.out, layer.out_bias)
-            normed = F.rms_norm(x, x.shape[-1:], layer.mlp_norm, self._eps)
-            gate, up = F.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate).mul_(up), layer.down, layer.down_bias)
-        kept = x if rows is None else x[:, -rows:]
-        return F.linear(F.rms_norm(kept, x.shape[-1:], self._norm, self._eps), self._head)
+            mixed = mixed.transpose(1, 2).reshape(texts * new, -1)
+            if layer is self._layers[-1] and rows is not None and rows < new:
+                x, mixed = (part.view(texts, new, -1)[:, -rows:].flatten(0, 1) for part in (x, mixed))
+            layer.out.add_to(x, mixed)
+            gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
+            layer.down.add_to(x, F.silu(gate).mul_(up))
+        logits = self._head(self._norm(x))
+        return logits.view(texts, -1, logits.shape[-1])
 
-    def _project(self, x: Tensor, layer: _LayerWeights) -> tuple[Tensor, Tensor]:
-        """Return queries and keys ``[texts, tokens, heads + kv_heads, head_dim]`` and values ``[texts, tokens, kv_heads, head_dim]``."""
-        qkv = F.linear(x, layer.qkv, layer.qkv_bias).view(*x.shape[:2], -1, self._head_dim)
-        qk, v = qkv.split([self._heads + self._kv_heads, self._kv_heads], dim=2)
-        if layer.q_norm is not None:
-            q, k = qk.split([self._heads, self._kv_heads], dim=2)
-            q = F.rms_norm(q, q.shape[-1:], layer.q_norm, self._eps)
-            qk = torch.cat([q, F.rms_norm(k, k.shape[-1:], layer.k_norm, self._eps)], dim=2)
-        return qk, v
+    def _turn(self, qkv: Tensor, layer: _Layer, cos: Tensor, sin: Tensor) -> None:
+        """Normalise queries and keys ``[texts, tokens, heads, head_dim]`` if the model does, and turn them by their positions' angles.
 
-    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Turn every pair ``(x_i, x_{i + head_dim / 2})`` by its position's angle."""
-        first, second = x.chunk(2, dim=-1)
-        return torch.addcmul(x * cos, torch.cat([-second, first], dim=-1), sin)
+        Every pair ``(x_i, x_{i + head_dim / 2})`` is turned; ``sin`` has the sign with which the other of the pair enters.
+        """
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = qkv.narrow(2, 0, self._heads), qkv.narrow(2, self._heads, self._kv_heads)
+            q.copy_(layer.q_norm(q))
+            k.copy_(layer.k_norm(k))
+        qk = qkv.narrow(2, 0, self._heads + self._kv_heads)
+        others = qk.roll(self._head_dim // 2, -1)
+        qk.mul_(cos).addcmul_(others, sin)
+
+    def _additive(self, mask: Tensor) -> Tensor:
+        """Return what is added to the attention's scores; given a ``mask`` of truths, every layer would make it anew."""
+        return torch.zeros(mask.shape, dtype=self._embedding.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
-def _layer_weights(layer: Any) -> _LayerWeights:
+def _layer(layer: Any, eps: float) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    qkv, qkv_bias = _fuse([attention.q_proj, attention.k_proj, attention.v_proj])
-    gate_up, gate_up_bias = _fuse([mlp.gate_proj, mlp.up_proj])
-    return _LayerWeights(
-        attention_norm=layer.input_layernorm.weight,
-        qkv=qkv,
-        qkv_bias=qkv_bias,
-        q_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
-        k_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
-        out=attention.o_proj.weight,
-        out_bias=attention.o_proj.bias,
-        mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=gate_up,
-        gate_up_bias=gate_up_bias,
-        down=mlp.down_proj.weight,
-        down_bias=mlp.down_proj.bias,
+    return _Layer(
+        attention_norm=_Norm(layer.input_layernorm.weight, eps),
+        qkv=_fuse([attention.q_proj, attention.k_proj, attention.v_proj]),
+        q_norm=_Norm(attention.q_norm.weight, eps) if hasattr(attention, "q_norm") else None,
+        k_norm=_Norm(attention.k_norm.weight, eps) if hasattr(attention, "k_norm") else None,
+        out=_Linear(attention.o_proj.weight, attention.o_proj.bias),
+        mlp_norm=_Norm(layer.post_attention_layernorm.weight, eps),
+        gate_up=_fuse([mlp.gate_proj, mlp.up_proj]),
+        down=_Linear(mlp.down_proj.weight, mlp.down_proj.bias),
     )
 
 
-def _fuse(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+def _fuse(linears: list[nn.Linear]) -> _Linear:
     """Stack the weights of ``linears``, which from then on are views of the stack: nothing is held twice."""
     stacked: list[Tensor | None] = []
     for name in ("weight", "bias"):
@@ -169,4 +219,4 @@ def _fuse(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
         stacked.append(whole)
     weight, bias = stacked
     assert weight is not None
-    return weight, bias
+    return _Linear(weight, bias)

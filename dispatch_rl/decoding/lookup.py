@@ -15,8 +15,9 @@ class LookupIndex:
         """Append committed ``tokens``; every run that now has a successor can be found."""
         for token in tokens:
             position = len(self._tokens)
-            for length in range(1, min(LONGEST_MATCH, position) + 1):
-                self._next_position[tuple(self._tokens[position - length :])] = position
+            end = tuple(self._tokens[-LONGEST_MATCH:])
+            for start in range(len(end)):
+                self._next_position[end[start:]] = position
             self._tokens.append(token)
 
     def find(self, draft: list[int]) -> tuple[int, int | None]:
@@ -28,9 +29,9 @@ class LookupIndex:
         Returns:
             The length of the match (0 to 4 tokens) and the proposed token; ``(0, None)`` without a match.
         """
-        end = (self._tokens[-LONGEST_MATCH:] + draft)[-LONGEST_MATCH:]
-        for length in range(len(end), 0, -1):
-            position = self._next_position.get(tuple(end[-length:]))
+        end = tuple(self._tokens[-LONGEST_MATCH:] + draft)[-LONGEST_MATCH:]
+        for start in range(len(end)):
+            position = self._next_position.get(end[start:])
             if position is not None:
-                return length, self._tokens[position]
+                return len(end) - start, self._tokens[position]
         return 0, None

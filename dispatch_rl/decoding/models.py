@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dispatch_rl.decoding.cache import RollbackCache
+from dispatch_rl.decoding.cache import AnyCache, RollbackCache
 from dispatch_rl.decoding.fused import FusedForward, is_supported
 
 
@@ -25,15 +25,19 @@ class CachedModel:
         self.device: torch.device = model.device
         self._home = model.device if home is None else home
         self.context_limit: int = model.config.max_position_embeddings
-        self.cache = RollbackCache(model.config.num_hidden_layers)
+        self._fused = FusedForward(model) if is_supported(model) else None
+        self.cache = self.new_cache()
         self.reader: object = None
         """Whoever began the sequence that the cache holds."""
-        self._fused = FusedForward(model) if is_supported(model) else None
 
     @property
     def length(self) -> int:
         """Number of tokens that the cache holds."""
         return self.cache.length
+
+    def new_cache(self) -> AnyCache:
+        """Return an empty cache for this model."""
+        return RollbackCache(self.model.config.num_hidden_layers) if self._fused is None else self._fused.new_cache()
 
     def start(self, capacity: int) -> None:
         """Begin a new sequence of at most ``capacity`` tokens."""
@@ -86,7 +90,7 @@ class CachedModel:
         return logits
 
     @torch.inference_mode()
-    def forward_batch(self, tokens: Tensor, visible: Tensor, cache: RollbackCache | None, rows: int) -> Tensor:
+    def forward_batch(self, tokens: Tensor, visible: Tensor, cache: AnyCache | None, rows: int) -> Tensor:
         """Read many texts at once, apart from the sequence that this model holds.
 
         Args:

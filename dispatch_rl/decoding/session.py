@@ -241,9 +241,11 @@ class DecodingSession:
         model = self.family.students[student]
         if len(self.tokens) + len(self._draft) > model.context_limit:
             return None
-        behind = torch.tensor(self.tokens[model.length :], dtype=torch.long, device=self.family.device)
-        unread = self._draft[max(0, model.length - len(self.tokens)) :]
-        logits = model.forward(torch.cat([behind, *(d.token for d in unread)]), rows=1)
+        unread = [d.token for d in self._draft[max(0, model.length - len(self.tokens)) :]]
+        behind = self.tokens[model.length :]
+        if behind:
+            unread.insert(0, torch.tensor(behind, device=self.family.device))
+        logits = model.forward(torch.cat(unread) if len(unread) > 1 else unread[0], rows=1)
         place = (len(self.tokens) + len(self._draft), len(self.rounds))
         if arm is None and not clarity:
             return DraftToken(student, *self._sampler.draft(logits, *place), logits)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dispatch_rl.decoding.cache import RollbackCache
+from dispatch_rl.decoding.cache import AnyCache
 from dispatch_rl.decoding.drafting import entropies_nats, two_best
 from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.sampling import Sampling
@@ -24,7 +24,7 @@ _TOGETHER = 96
 class Read:
     """Texts that a student has read, with one row per text, as in :mod:`dispatch_rl.replay.paths`."""
 
-    cache: RollbackCache
+    cache: AnyCache
     """Everything but the last token of each path."""
     visible: Tensor
     """Which of those tokens are real ``[texts, tokens]``."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dispatch_rl.decoding.cache import RollbackCache
 from dispatch_rl.decoding.drafting import two_best
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.sampling import Sampling
@@ -90,7 +89,7 @@ def write_paths(family: Family, batch: Batch) -> Paths:
     ids, visible = _left_padded(batch.prompts, device)
     lengths, seeds, limits = batch.lengths.to(device), batch.seeds.to(device), batch.limits.to(device)
     ends = torch.tensor(sorted(family.eos_token_ids), device=device)
-    cache = RollbackCache(model.model.config.num_hidden_layers)
+    cache = model.new_cache()
     longest = int((limits - lengths).max())
     cache.reserve(ids.shape[1] + longest)
     kept = _room_for_noise(family, batch, longest)
@@ -197,7 +196,7 @@ class _Reader:
         student, tokens = self.family.students[name], self.tokens
         cache = None
         if beyond is not None:
-            cache = RollbackCache(student.model.config.num_hidden_layers)
+            cache = student.new_cache()
             cache.reserve(self.ids.shape[1])
         logits = student.forward_batch(self.ids, self.visible, cache, rows=self.columns).flatten(0, 1)
         seen = entropy(logits)
