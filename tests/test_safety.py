@@ -64,7 +64,7 @@ def _choose(what: Any) -> Callable[[Dispatch], None]:
 
 def _nan_weights(dispatch: Dispatch) -> None:
     policy = network(tuple(dispatch.session.family.students), len(dispatch.arms))
-    policy._weights[1][3, 4] = torch.nan
+    policy._rest[0][3, 4] = torch.nan
     dispatch.policy.choose = policy  # type: ignore[attr-defined]
 
 

@@ -115,5 +115,6 @@ class FeatureTracker:
         target = (self._entropy, self._entropy_mean, self._top1, self._margin, self._accepted_fraction)
         values = (*target, lookup_match, position, *self._acceptance.values(), *lags)
         # One call of numpy: between two forward passes nothing is in the processor's cache, and every further call costs microseconds.
-        clipped = [min(max(value, low), high) for value, (low, high) in zip(values, self._bounds, strict=True)]
+        pairs = zip(values, self._bounds, strict=True)
+        clipped = [value if low <= value <= high else min(max(value, low), high) for value, (low, high) in pairs]
         return np.array(clipped, dtype=np.float32)
