@@ -12,7 +12,8 @@ itself can tell, and only of the *expert* that is asked: the learned policy or o
 * Usually the expert with the least *pessimistic* estimate ``r + pessimism s`` is asked, the *leader*: nobody takes over by luck alone.
   For the learned policy it is ``r``, as there were reasons to choose it.
 * At times the one with the least *optimistic* estimate ``r - optimism s`` is tried, if that is below the leader's ``r``, and until it
-  no longer is. Who was never tried has no lower bound (Auer et al., "Finite-time analysis of the multiarmed bandit problem", 2002).
+  no longer is. Who was never tried has no lower bound (after UCB1: Auer et al., "Finite-time analysis of the multiarmed bandit problem",
+  2002, without its logarithm, whose repeated trials cost more here than a good arm that was unlucky once).
 * Trials have a budget, as in Wu et al., "Conservative bandits" (2016): none begins once all of them together have taken longer, than the
   leader would have for the same tokens, by more than ``share`` of all time so far and of a credit of ``credit`` tokens.
 * Evidence is kept by *conditions*: places on the scale of the target's entropy, between which evidence is shared out. What was learned
@@ -103,6 +104,7 @@ class AdaptivePolicy(Policy):
         self._rounds_of_text = 0
         self._expert, self._left = 0, 0
         self._piece = [0.0, 0.0]
+        self._last: tuple[int, float] | None = None
         self._on_trial = False
         self._tried: set[int] = set()
         self._leader_ms = math.inf
@@ -113,6 +115,8 @@ class AdaptivePolicy(Policy):
         return self._expert
 
     def reset(self) -> None:
+        # The last round of a text was cut off by its end. It says little, and would tell against whoever was asked late.
+        self._last = None
         self._file()
         self._rounds_of_text, self._left = 0, 0
         self._tried = set()
@@ -127,6 +131,7 @@ class AdaptivePolicy(Policy):
             weight = max(_FOLLOW, 1 / (self._rounds_of_text + 1)) if self._rounds else 1.0
             self._where += weight * (here - self._where)
         self._rounds_of_text += 1
+        self._learn()
         if self._left <= 0:
             self._decide()
         return self.learned(observation) if self._expert == 0 else self.actions[self._expert - 1]
@@ -134,19 +139,12 @@ class AdaptivePolicy(Policy):
     def update(self, action: int, emitted: int, latency_ms: float) -> None:
         if not (emitted > 0 and 0 <= latency_ms < math.inf):
             raise ValueError(f"a round of {emitted} tokens in {latency_ms} ms")
-        self._piece[0] += emitted
-        self._piece[1] += latency_ms
+        self._last = emitted, latency_ms
         self._total_ms += latency_ms
         self._rounds += 1
         self._left -= 1
         if self.learned.learns and self._expert == 0:
             self.learned.update(action, emitted, latency_ms)
-        if self._on_trial:
-            self.trial_ms += latency_ms - self._leader_ms * emitted
-            if 0 < self._left <= self._trial - 2:
-                ratio, error = self.estimates()
-                if ratio[self._expert] - self._optimism * error[self._expert] > self._leader_ms:
-                    self._left = 0
 
     def estimates(self) -> tuple[Floats, Floats]:
         """Return every expert's time per token (ms) in the conditions of now, and its standard error ``[experts]``; infinite if unknown."""
@@ -166,6 +164,23 @@ class AdaptivePolicy(Policy):
         error = np.sqrt(variance * ee) / e
         return np.where(known, ratio, np.inf), np.where(known, error, 0.0)
 
+    def _learn(self) -> None:
+        """Take in the last round, and end a trial that promises nothing any more."""
+        if self._last is None:
+            return
+        tokens, time = self._last
+        self._piece[0] += tokens
+        self._piece[1] += time
+        self._last = None
+        if self._on_trial:
+            self.trial_ms += time - self._leader_ms * tokens
+            if 0 < self._left <= self._trial - 2 and self._optimistic(*self.estimates())[self._expert] > self._leader_ms:
+                self._left = 0
+
+    def _optimistic(self, ratio: Floats, error: Floats) -> Floats:
+        """Return how fast every expert may be, as far as is known ``[experts]``."""
+        return np.where(np.isinf(ratio), -np.inf, ratio - self._optimism * error)
+
     def _decide(self) -> None:
         """Choose the expert of the next rounds."""
         ratio, error = self.estimates()
@@ -173,7 +188,7 @@ class AdaptivePolicy(Policy):
         pessimistic[0] = ratio[0]
         leader = int(pessimistic.argmin())
         self._leader_ms = float(ratio[leader])
-        tried = self._candidate(leader, ratio - self._optimism * error) if math.isfinite(self._leader_ms) else None
+        tried = self._candidate(leader, self._optimistic(ratio, error)) if math.isfinite(self._leader_ms) else None
         chosen = leader if tried is None else tried
         if chosen != self._expert:
             self._file()
@@ -187,7 +202,6 @@ class AdaptivePolicy(Policy):
         if self._rng.random() >= max(self._rate, 1 / (1 + self._rounds / 16)):
             return None
         # The first that is unknown, else the one that may be best; once in a text.
-        optimistic = np.where(np.isinf(optimistic), -np.inf, optimistic)
         optimistic[[leader, *self._tried]] = np.inf
         best = int(optimistic.argmin())
         if optimistic[best] >= self._leader_ms:

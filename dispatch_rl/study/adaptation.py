@@ -14,7 +14,7 @@ from dispatch_rl.study.measuring import Row, latency, policies_of, ratio, tokens
 from dispatch_rl.study.plan import Study
 from dispatch_rl.study.transfer import Condition, axes
 
-_ORDERS = 10
+_ORDERS = 5
 """Orders in which the texts are decoded."""
 _WHOLE, _FIRST, _AGAIN = "all", "first quarter", "second pass"
 
