@@ -215,8 +215,9 @@ def test_a_failing_expert_leaves_the_target_alone(pocket: Family) -> None:
         session = DecodingSession(pocket, pocket.encode("a ="), Sampling(), 12)
         dispatch = Dispatch(session, policy, ARMS)
         with pytest.warns(DispatchWarning, match="not numbers"):
-            while not session.finished:
-                dispatch.step()
+            dispatch.step()
+        while not session.finished:
+            dispatch.step()
         assert session.text_tokens == expected
         assert not any(record.drafted for record in session.rounds)
 
