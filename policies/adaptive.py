@@ -128,7 +128,7 @@ class AdaptivePolicy(Policy):
             if not math.isfinite(here):
                 raise ValueError("the entropy is not a number")
             # What the last text was like says more than the first token of the next.
-            weight = max(_FOLLOW, 1 / (self._rounds_of_text + 1)) if self._rounds else 1.0
+            weight = max(_FOLLOW, 1 / (self._rounds_of_text + 1)) if self._rounds_of_text else _FOLLOW if self._rounds else 1.0
             self._where += weight * (here - self._where)
         self._rounds_of_text += 1
         self._learn()
@@ -148,8 +148,7 @@ class AdaptivePolicy(Policy):
 
     def estimates(self) -> tuple[Floats, Floats]:
         """Return every expert's time per token (ms) in the conditions of now, and its standard error ``[experts]``; infinite if unknown."""
-        nearness = np.exp(-0.5 * (self._places - self._where) ** 2)
-        nearness /= nearness.max()
+        nearness = self._nearness()
         everywhere = self._evidence.sum(axis=0)
         # What was seen elsewhere counts as a third of a piece.
         sums = np.tensordot(nearness, self._evidence, 1) + 0.3 * everywhere / np.maximum(everywhere[0], 0.3)
@@ -163,6 +162,10 @@ class AdaptivePolicy(Policy):
         variance = (around + 2 * (self._deviation * ratio) ** 2) / (n + 2)
         error = np.sqrt(variance * ee) / e
         return np.where(known, ratio, np.inf), np.where(known, error, 0.0)
+
+    def _nearness(self) -> Floats:
+        nearness: Floats = np.exp(-0.5 * (self._places - self._where) ** 2)
+        return nearness / nearness.max()
 
     def _learn(self) -> None:
         """Take in the last round, and end a trial that promises nothing any more."""
@@ -198,6 +201,9 @@ class AdaptivePolicy(Policy):
     def _candidate(self, leader: int, optimistic: Floats) -> int | None:
         """Return whom to try now, None for nobody."""
         if self.trial_ms >= self.share * (self._total_ms + self.credit * self._leader_ms):
+            return None
+        # In new conditions nobody knows yet what a trial costs: the leader goes first.
+        if not (self._piece[0] and self._expert == leader) and self._nearness() @ self._evidence[:, 0, leader] < 1:
             return None
         if self._rng.random() >= max(self._rate, 1 / (1 + self._rounds / 16)):
             return None

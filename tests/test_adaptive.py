@@ -99,13 +99,13 @@ def test_trials_keep_to_their_budget(world: ReplayWorld) -> None:
 
 
 def test_it_comes_back(world: ReplayWorld) -> None:
-    """Easy, hard, easy: in each part it is nearly as fast as that part's best arm, and the second time finds what it left at once."""
+    """Easy, hard, easy: in each part it takes at most 1.1 of that part's best arm's time, and finds at once what it left."""
     easy, hard = np.arange(TEXTS), np.arange(TEXTS, 2 * TEXTS)
     policy = adapting(world, 0)
     times = replay(world, policy, world.texts[np.concatenate([easy, hard, easy])]).latency_ms
     fixed = fixed_ms(world)
     for part, sort in enumerate((easy, hard, easy)):
-        assert times[part * TEXTS : (part + 1) * TEXTS].sum() <= 1.06 * fixed[:, sort].sum(axis=1).min()
+        assert times[part * TEXTS : (part + 1) * TEXTS].sum() <= 1.1 * fixed[:, sort].sum(axis=1).min()
     assert times[2 * TEXTS : 2 * TEXTS + 5].sum() <= 1.04 * fixed[0, :5].sum()
 
 
@@ -127,12 +127,11 @@ def test_it_comes_back_where_nothing_tells_the_conditions(world: ReplayWorld) ->
 
 
 def test_mixed_texts_have_each_their_own(world: ReplayWorld) -> None:
-    """Sorts in random order are told apart by the entropy: faster than any fixed arm by far."""
+    """Sorts in random order are told apart by the entropy: a tenth faster than any fixed arm, or more."""
     order = np.random.default_rng(0).permutation(len(world.texts))
     times = replay(world, adapting(world, 3), world.texts[order]).latency_ms.sum()
     fixed = fixed_ms(world)
-    assert times < fixed.sum(axis=1).min()
-    assert times < 1.1 * (fixed[:, :TEXTS].sum(axis=1).min() + fixed[:, TEXTS:].sum(axis=1).min())
+    assert times < 0.9 * fixed.sum(axis=1).min()
 
 
 def test_experience_lasts_from_text_to_text_and_is_not_shared(world: ReplayWorld) -> None:

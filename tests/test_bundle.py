@@ -101,7 +101,7 @@ def _swap_features(values: dict[str, Any]) -> None:
         (lambda values: values["features"][3].update(scale=7), "features: number 3 has scale 7; this version computes 5"),
         (lambda values: values["features"].pop(), "features: there are 12; this version computes 13"),
         (lambda values: values["features"][0].pop("unit"), "features: KeyError: 'unit'"),
-        (_edited(policy={"name": "learned", "kind": "oracle"}), "'oracle' is no kind of policy; there are network, threshold, fixed and adaptive"),
+        (_edited(policy={"name": "learned", "kind": "oracle"}), "there are network, threshold, fixed and adaptive"),
         (_edited(policy={"name": "learned", "kind": "fixed"}), "policy.safetensors: action is not there as a vector of int64"),
         (_edited(family={"target": {"path": "pocket:target"}}), "family: KeyError: 'students'"),
         (lambda values: values["family"].update(dtype="int3"), "family: dtype 'int3' is none of float32"),
