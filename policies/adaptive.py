@@ -40,6 +40,8 @@ _PLACES: Floats = np.arange(-3.0, 3.0)
 """Where evidence is kept: logarithms of the entropy (nats), 0.05 to 7.4 in steps of a factor e."""
 _FOLLOW = 0.1
 """Weight of a round in the moving average of the logarithm; that of a text's first rounds is larger."""
+_ENOUGH = 3
+"""Rounds that tell anything about an expert; what the end of a text cuts off before is forgotten."""
 _PIECE_TOKENS = 100
 """An expert's own evidence is forgotten by pieces of so many tokens."""
 
@@ -104,6 +106,7 @@ class AdaptivePolicy(Policy):
         self._rounds_of_text = 0
         self._expert, self._left = 0, 0
         self._piece = [0.0, 0.0]
+        self._piece_rounds = 0
         self._last: tuple[int, float] | None = None
         self._on_trial = False
         self._tried: set[int] = set()
@@ -174,10 +177,11 @@ class AdaptivePolicy(Policy):
         tokens, time = self._last
         self._piece[0] += tokens
         self._piece[1] += time
+        self._piece_rounds += 1
         self._last = None
         if self._on_trial:
             self.trial_ms += time - self._leader_ms * tokens
-            if 0 < self._left <= self._trial - 2 and self._optimistic(*self.estimates())[self._expert] > self._leader_ms:
+            if 0 < self._left <= self._trial - _ENOUGH and self._optimistic(*self.estimates())[self._expert] > self._leader_ms:
                 self._left = 0
 
     def _optimistic(self, ratio: Floats, error: Floats) -> Floats:
@@ -217,8 +221,9 @@ class AdaptivePolicy(Policy):
 
     def _file(self) -> None:
         """Put the piece of evidence that has been gathered where it belongs."""
-        tokens, time = self._piece
-        if not tokens:
+        (tokens, time), rounds = self._piece, self._piece_rounds
+        self._piece, self._piece_rounds = [0.0, 0.0], 0
+        if rounds < _ENOUGH:
             return
         part = np.ones(1)
         if self.entropy_index is not None:
@@ -228,7 +233,6 @@ class AdaptivePolicy(Policy):
         mine = self._evidence[:, :, self._expert]
         mine *= np.maximum(1 - part * min(tokens / _PIECE_TOKENS, 1) / self._window, 0.0)[:, None]
         mine += part[:, None] * _moments(tokens, time)
-        self._piece = [0.0, 0.0]
 
 
 def _moments(tokens: float, time: float) -> Floats:
