@@ -168,7 +168,8 @@ class AdaptivePolicy(Policy):
 
     def _nearness(self) -> Floats:
         nearness: Floats = np.exp(-0.5 * (self._places - self._where) ** 2)
-        return nearness / nearness.max()
+        nearness /= nearness.max()
+        return nearness
 
     def _learn(self) -> None:
         """Take in the last round, and end a trial that promises nothing any more."""

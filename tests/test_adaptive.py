@@ -268,7 +268,7 @@ def _choices(policy: Policy, rng: np.random.Generator) -> list[int]:
         ({"fixed/action": np.array([9])}, "arm 9 is not one of 6"),
     ],
 )
-def test_broken_tensors_are_one_line(change: dict[str, np.ndarray], message: str) -> None:  # type: ignore[type-arg]
+def test_broken_tensors_are_one_line(change: dict[str, np.ndarray], message: str) -> None:
     """Arms, features and numbers that are not there."""
     kind, tensors = to_tensors(AdaptivePolicy(FixedPolicy(0), [1], 1))
     assert isinstance(from_tensors(kind, tensors, 13, 6, 0), AdaptivePolicy)

@@ -225,7 +225,7 @@ def test_export_of_other_policies(run: Path, policy: str, name: str, kind: type,
 
 def test_export_refuses_what_is_not_there(run: Path, tmp_path: Path) -> None:
     """An unknown policy, a folder that is no run, an output that exists."""
-    with pytest.raises(UserError, match="policy: there is no 'oracle'; there are learned, threshold, tuned, best_fixed, small-5"):
+    with pytest.raises(UserError, match="policy: there is no 'oracle'; there are learned, adaptive, threshold, tuned, best_fixed, small-5"):
         export.main([str(run), f"--output={tmp_path}/bundle", "--policy=oracle"])
     with pytest.raises(UserError, match="is not the folder of a run"):
         export.main([str(tmp_path), f"--output={tmp_path}/bundle"])
