@@ -5,15 +5,19 @@ from collections.abc import Mapping, Sequence
 from dispatch_rl.config import TrainConfig
 from dispatch_rl.decoding.arms import Arm, ArmTable
 from dispatch_rl.decoding.features import Feature
+from dispatch_rl.policies.adaptive import AdaptivePolicy
 from dispatch_rl.policies.bandits import LinUCBPolicy, ThompsonPolicy, UCB1Policy
 from dispatch_rl.policies.base import Policy
 from dispatch_rl.policies.fixed import FixedPolicy, RandomPolicy
 from dispatch_rl.policies.threshold import ThresholdPolicy
+from dispatch_rl.replay.experts import experts
 from dispatch_rl.replay.tuning import best_fixed, tune_thresholds
 from dispatch_rl.replay.world import ReplayWorld
 
 LEARNED, THRESHOLD, TUNED, BEST_FIXED = "learned", "threshold", "threshold, tuned", "best fixed arm"
 """Names in tables."""
+ADAPTIVE = "learned, adaptive"
+"""The learned policy, for which fixed arms stand in while they are faster."""
 BEST_PLAIN, BEST_STOPPING = "best plain arm", "best stopping arm"
 """The best of the arms without limits, and of those that stop where a student is unsure, without second choices."""
 
@@ -31,7 +35,7 @@ def contestants(
     learned: Policy | None,
     validation: ReplayWorld | None = None,
 ) -> Mapping[str, Policy]:
-    """Return every fixed arm, random, thresholds, bandits and, if there is one, the learned policy.
+    """Return every fixed arm, random, thresholds, bandits and, if there is one, the learned policy, as it is and adapting.
 
     Args:
         config: Thresholds and seeds.
@@ -39,7 +43,7 @@ def contestants(
         arms: What is chosen from.
         features: What is observed; without the entropy there is no threshold policy.
         learned: The learned policy.
-        validation: Texts that the best fixed arm and tuned thresholds are chosen on; None leaves these two out.
+        validation: Texts that the best arms, tuned thresholds and the arms that stand in are chosen on; None leaves them out.
 
     Raises:
         UserError: The configured thresholds do not fit the arms.
@@ -67,4 +71,12 @@ def contestants(
     found["LinUCB"] = LinUCBPolicy(len(arms), [feature.scale for feature in features])
     if learned is not None:
         found[LEARNED] = learned
+        if validation is not None:
+            found[ADAPTIVE] = adaptive(learned, validation, seed)
     return found
+
+
+def adaptive(learned: Policy, validation: ReplayWorld, seed: int = 0) -> AdaptivePolicy:
+    """Return ``learned`` with the arms that stand in for it, chosen on ``validation`` texts. It has seen nothing yet."""
+    names = [feature.name for feature in validation.features]
+    return AdaptivePolicy(learned, experts(validation), names.index("entropy_mean") if "entropy_mean" in names else None, seed=seed)

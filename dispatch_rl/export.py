@@ -28,8 +28,8 @@ class ExportConfig:
     output: Path = Path("bundle")
     """Folder to write to."""
     policy: str = "learned"
-    """learned; threshold (as configured); tuned (thresholds that were best on the validation texts); best_fixed (the arm that was); or an
-    arm by name, as small-5 or none."""
+    """learned; adaptive (learned, for which fixed arms stand in while they turn out to be faster); threshold (as configured); tuned
+    (thresholds that were best on the validation texts); best_fixed (the arm that was); or an arm by name, as small-5 or none."""
     overwrite: bool = False
     """Replace a bundle that is there."""
 
@@ -40,7 +40,8 @@ def policy_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family"
     Raises:
         UserError: There is none of that name, or it does not fit the family.
     """
-    from dispatch_rl.contestants import BEST_FIXED, LEARNED, THRESHOLD, TUNED, contestants, fixed_name
+    from dispatch_rl.contestants import ADAPTIVE, BEST_FIXED, LEARNED, THRESHOLD, TUNED, contestants, fixed_name
+    from dispatch_rl.contestants import adaptive as adapting
     from dispatch_rl.decoding.features import feature_table
     from dispatch_rl.policies.fixed import FixedPolicy
     from dispatch_rl.policies.network import NetworkPolicy
@@ -52,13 +53,15 @@ def policy_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family"
     actions = {arm.name: action for action, arm in enumerate(arms)}
     if name in actions:
         return fixed_name(arms[actions[name]]), FixedPolicy(actions[name])
-    if name == LEARNED:
+    if name in (LEARNED, "adaptive"):
         learned = NetworkPolicy.load(run.best_policy)
         learned.check_fits(len(features), len(arms), run.best_policy)
-        return LEARNED, learned
+        if name == LEARNED:
+            return LEARNED, learned
+        return ADAPTIVE, adapting(learned, open_replay(config, family, progress_bar).world("validation"))
     compared = {"threshold": THRESHOLD, "tuned": TUNED, "best_fixed": BEST_FIXED}
     if name not in compared:
-        raise UserError(f"policy: there is no '{name}'; there are {', '.join([LEARNED, *compared, *actions])}")
+        raise UserError(f"policy: there is no '{name}'; there are {', '.join([LEARNED, 'adaptive', *compared, *actions])}")
     validation = None if name == "threshold" else open_replay(config, family, progress_bar).world("validation")
     return compared[name], contestants(config, students, arms, features, None, validation)[compared[name]]
 
@@ -70,7 +73,7 @@ def bundle_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family 
         UserError: The run has no such policy, or was trained on a recording from elsewhere.
     """
     from dispatch_rl.comparison import ORACLE, TARGET_ALONE
-    from dispatch_rl.contestants import BEST_FIXED, LEARNED, THRESHOLD
+    from dispatch_rl.contestants import ADAPTIVE, BEST_FIXED, LEARNED, THRESHOLD
     from dispatch_rl.decoding.arms import ArmTable
     from dispatch_rl.decoding.families import load_family
     from dispatch_rl.replay.fingerprint import family_fingerprint
@@ -95,7 +98,7 @@ def bundle_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family 
         family=config.family,
         fingerprint=family_fingerprint(family),
         sampling=config.sampling,
-        training=training_summary(run, config) if called == LEARNED else {},
+        training=training_summary(run, config) if called in (LEARNED, ADAPTIVE) else {},
         evaluation=[row for row in rows if row["policy"] in told],
         versions={"dispatch-rl": __version__, **environment(family.device_name())},
     )

@@ -1,5 +1,6 @@
 """Policies as tensors with names: what a bundle keeps of them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatch_rl.errors import UserError
+from dispatch_rl.policies.adaptive import AdaptivePolicy
 from dispatch_rl.policies.base import Policy
 from dispatch_rl.policies.fixed import FixedPolicy
 from dispatch_rl.policies.network import NetworkPolicy
@@ -15,7 +17,9 @@ from dispatch_rl.policies.threshold import ThresholdPolicy
 Tensors = Mapping[str, NDArray[Any]]
 
 NETWORK, THRESHOLD, FIXED = "network", "threshold", "fixed"
-"""Kinds of policies that can be kept: those that always choose alike."""
+"""Kinds of policies that always choose alike."""
+ADAPTIVE = "adaptive"
+"""One of them with arms to fall back on; what it has seen while it decoded is not kept."""
 
 
 def to_tensors(policy: Policy) -> tuple[str, dict[str, NDArray[Any]]]:
@@ -30,6 +34,12 @@ def to_tensors(policy: Policy) -> tuple[str, dict[str, NDArray[Any]]]:
         return THRESHOLD, {"limits": np.array(policy.limits, dtype=np.float64), "actions": np.array(policy.actions, dtype=np.int64)}
     if isinstance(policy, FixedPolicy):
         return FIXED, {"action": np.array([policy.action], dtype=np.int64)}
+    if isinstance(policy, AdaptivePolicy):
+        kind, tensors = to_tensors(policy.learned)
+        entropy = [] if policy.entropy_index is None else [policy.entropy_index]
+        own = {"actions": np.array(policy.actions, dtype=np.int64), "entropy": np.array(entropy, dtype=np.int64)}
+        own |= {"budget": np.array([policy.share, policy.credit]), "seed": np.array([policy.seed], dtype=np.int64)}
+        return ADAPTIVE, {**own, **{f"{kind}/{name}": tensor for name, tensor in tensors.items()}}
     raise UserError(f"policy: a {type(policy).__name__} does not always choose alike, so it cannot be kept")
 
 
@@ -37,7 +47,7 @@ def from_tensors(kind: str, tensors: Tensors, num_features: int, num_actions: in
     """Return the policy that :func:`to_tensors` took apart.
 
     Args:
-        kind: One of ``network``, ``threshold``, ``fixed``.
+        kind: One of ``network``, ``threshold``, ``fixed``, ``adaptive``.
         tensors: By name.
         num_features: Length of the observation.
         num_actions: Number of arms.
@@ -61,7 +71,29 @@ def from_tensors(kind: str, tensors: Tensors, num_features: int, num_actions: in
         if len(actions) != 1:
             raise UserError(f"action holds {len(actions)} numbers, not 1")
         return FixedPolicy(_action(actions[0], num_actions))
-    raise UserError(f"'{kind}' is no kind of policy; there are {NETWORK}, {THRESHOLD} and {FIXED}")
+    if kind == ADAPTIVE:
+        return _adaptive(tensors, num_features, num_actions, entropy_index)
+    raise UserError(f"'{kind}' is no kind of policy; there are {NETWORK}, {THRESHOLD}, {FIXED} and {ADAPTIVE}")
+
+
+def _adaptive(tensors: Tensors, num_features: int, num_actions: int, entropy_index: int) -> AdaptivePolicy:
+    parts = [name.partition("/") for name in tensors]
+    kinds = {kind for kind, slash, _ in parts if slash}
+    if len(kinds) != 1 or not kinds <= {NETWORK, THRESHOLD, FIXED}:
+        raise UserError(f"it adapts {' and '.join(sorted(kinds)) or 'nothing'}, not one {NETWORK}, {THRESHOLD} or {FIXED}")
+    own = {name: tensors[name] for name in tensors if "/" not in name}
+    (kind,) = kinds
+    learned = from_tensors(
+        kind, {rest: tensors["/".join((k, rest))] for k, slash, rest in parts if slash}, num_features, num_actions, entropy_index
+    )
+    actions = [_action(action, num_actions) for action in _vector(own, "actions", np.int64).tolist()]
+    entropy, seed = _vector(own, "entropy", np.int64).tolist(), _vector(own, "seed", np.int64).tolist()
+    budget = _vector(own, "budget", np.float64).tolist()
+    if len(entropy) > 1 or not all(0 <= index < num_features for index in entropy):
+        raise UserError(f"entropy is {entropy}, not the number of one of {num_features} features, or empty")
+    if len(budget) != 2 or not all(0 <= part < math.inf for part in budget) or len(seed) != 1 or seed[0] < 0:
+        raise UserError(f"budget is {budget} and seed {seed}; they are two numbers and one, of at least 0")
+    return AdaptivePolicy(learned, actions, entropy[0] if entropy else None, share=budget[0], credit=budget[1], seed=seed[0])
 
 
 def _vector(tensors: Tensors, name: str, dtype: type) -> NDArray[Any]:

@@ -101,7 +101,7 @@ def _swap_features(values: dict[str, Any]) -> None:
         (lambda values: values["features"][3].update(scale=7), "features: number 3 has scale 7; this version computes 5"),
         (lambda values: values["features"].pop(), "features: there are 12; this version computes 13"),
         (lambda values: values["features"][0].pop("unit"), "features: KeyError: 'unit'"),
-        (_edited(policy={"name": "learned", "kind": "oracle"}), "'oracle' is no kind of policy; there are network, threshold and fixed"),
+        (_edited(policy={"name": "learned", "kind": "oracle"}), "there are network, threshold, fixed and adaptive"),
         (_edited(policy={"name": "learned", "kind": "fixed"}), "policy.safetensors: action is not there as a vector of int64"),
         (_edited(family={"target": {"path": "pocket:target"}}), "family: KeyError: 'students'"),
         (lambda values: values["family"].update(dtype="int3"), "family: dtype 'int3' is none of float32"),
@@ -225,7 +225,7 @@ def test_export_of_other_policies(run: Path, policy: str, name: str, kind: type,
 
 def test_export_refuses_what_is_not_there(run: Path, tmp_path: Path) -> None:
     """An unknown policy, a folder that is no run, an output that exists."""
-    with pytest.raises(UserError, match="policy: there is no 'oracle'; there are learned, threshold, tuned, best_fixed, small-5"):
+    with pytest.raises(UserError, match="policy: there is no 'oracle'; there are learned, adaptive, threshold, tuned, best_fixed, small-5"):
         export.main([str(run), f"--output={tmp_path}/bundle", "--policy=oracle"])
     with pytest.raises(UserError, match="is not the folder of a run"):
         export.main([str(tmp_path), f"--output={tmp_path}/bundle"])

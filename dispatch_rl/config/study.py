@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_type_hints
 from dispatch_rl.config.training import TrainConfig
 from dispatch_rl.errors import UserError
 
-Section = Literal["policies", "students", "features", "arms", "transfer", "regret", "bound"]
+Section = Literal["policies", "students", "features", "arms", "transfer", "adaptation", "regret", "bound"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class StudySection:
 
     sections: list[Section] = field(default_factory=lambda: list(get_args(Section)))
     """policies: everybody on the same texts; students: the students alone with one draft length; features and arms: what each group of
-    them is worth; transfer: trained on one thing, tested on another; regret: where time is lost against the oracle; bound: what is
-    possible with all that is known before drafting, the target's hidden state included."""
+    them is worth; transfer: trained on one thing, tested on another; adaptation: the same with fixed arms to fall back on; regret: where
+    time is lost against the oracle; bound: what is possible with all that is known before drafting, the target's hidden state included."""
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6, 1.0])
     """Temperatures of the policies' comparison. sampling.temperature, at which the rest is studied, must be one of them."""
     learners: list[str] = field(default_factory=lambda: ["ppo", "dqn", "policy_iteration"])

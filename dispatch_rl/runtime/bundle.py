@@ -26,6 +26,7 @@ from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.features import Feature, feature_table, position_index
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
+from dispatch_rl.policies.adaptive import AdaptivePolicy
 from dispatch_rl.policies.base import Policy
 from dispatch_rl.policies.network import NetworkPolicy
 from dispatch_rl.policies.storage import from_tensors, to_tensors
@@ -251,7 +252,8 @@ def _read_policy(file: Path, kind: str, features: Sequence[Feature], num_actions
     try:
         policy = from_tensors(kind, load_file(file), len(features), num_actions, position_index(features, "entropy"))
         scale = np.array([feature.scale for feature in features], dtype=np.float32)
-        if isinstance(policy, NetworkPolicy) and not np.array_equal(policy.tensors()["scale"], scale):
+        network = policy.learned if isinstance(policy, AdaptivePolicy) else policy
+        if isinstance(network, NetworkPolicy) and not np.array_equal(network.tensors()["scale"], scale):
             raise UserError("scale: it is not that of the features")
     except (OSError, SafetensorError, UserError) as error:
         raise UserError(f"{file}: {error}") from error

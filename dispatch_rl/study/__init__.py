@@ -124,6 +124,7 @@ def recorded(config: StudyConfig, folder: Path) -> "tuple[dict[float, Data], dic
 def all_rows(study: "Study", family: "Family | None") -> list[dict[str, Any]]:
     """Return the rows of all sections."""
     from dispatch_rl.study.ablation import arm_rows, feature_rows
+    from dispatch_rl.study.adaptation import adaptation_rows
     from dispatch_rl.study.bound import bound_rows
     from dispatch_rl.study.policies import policy_rows, student_rows
     from dispatch_rl.study.remaining import regret_rows
@@ -135,6 +136,7 @@ def all_rows(study: "Study", family: "Family | None") -> list[dict[str, Any]]:
         "features": lambda: feature_rows(study),
         "arms": lambda: arm_rows(study),
         "transfer": lambda: transfer_rows(study),
+        "adaptation": lambda: adaptation_rows(study),
         "regret": lambda: regret_rows(study),
         "bound": lambda: bound_rows(study),
     }

@@ -119,9 +119,10 @@ class Study:
             for data in self.data.values():
                 for learner in self.config.study.learners:
                     yield from self.main_trials(data, learner)
-        if {"features", "arms", "transfer"} & {*wanted}:
+        moved = bool({"transfer", "adaptation"} & {*wanted})
+        if moved or {"features", "arms"} & {*wanted}:
             yield from self.full()
-        if {"regret", "transfer", "bound"} & {*wanted}:
+        if moved or {"regret", "bound"} & {*wanted}:
             for data in self.data.values():
                 yield from self.trials(data, "")
         if "bound" in wanted:
@@ -135,7 +136,7 @@ class Study:
             groups += [trials for _, trials in self.without_features().values()]
         if "arms" in wanted:
             groups += self.arm_sets().values()
-        if "transfer" in wanted:
+        if moved:
             groups += self.by_kind().values()
             if (elsewhere := self.elsewhere()) is not None:
                 groups.append(self.trials(elsewhere, "elsewhere"))

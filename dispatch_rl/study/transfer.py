@@ -22,28 +22,28 @@ class Condition:
 def transfer_rows(study: Study) -> list[Row]:
     """Return a row for every pair of conditions that differ in one thing."""
     rows: list[Row] = []
-    for axis, conditions in _axes(study).items():
+    for axis, conditions in axes(study).items():
         depends_on = {name: [c.data.settings(), [trial.name for trial in c.trials]] for name, c in conditions.items()}
         seed = study.config.evaluation.seed
         rows += study.kept(f"transfer-{axis}", [seed, depends_on], lambda a=axis, c=conditions: _matrix(study, a, c))  # type: ignore[misc]
     return rows
 
 
-def _axes(study: Study) -> dict[str, dict[str, Condition]]:
+def axes(study: Study) -> dict[str, dict[str, Condition]]:
     """Return the conditions by what differs between them."""
-    base, axes = study.base, {}
+    base, found = study.base, {}
     if by_kind := study.by_kind():
-        axes["texts"] = {name: Condition(trials[0].data, trials) for name, trials in by_kind.items()}
+        found["texts"] = {name: Condition(trials[0].data, trials) for name, trials in by_kind.items()}
     if len(study.data) > 1:
-        axes["temperature"] = {f"{t:g}": Condition(data, study.trials(data, "")) for t, data in study.data.items()}
+        found["temperature"] = {f"{t:g}": Condition(data, study.trials(data, "")) for t, data in study.data.items()}
     if (elsewhere := study.elsewhere()) is not None:
         there = elsewhere.world("test").profile.device
         here = base.world("test").profile.device
-        axes["latencies"] = {
+        found["latencies"] = {
             here: Condition(base, study.full()),
             there if there != here else f"{there} (other_profile)": Condition(elsewhere, study.trials(elsewhere, "elsewhere")),
         }
-    return axes
+    return found
 
 
 def _matrix(study: Study, axis: str, conditions: Mapping[str, Condition]) -> list[Row]:

@@ -36,6 +36,7 @@ def _sections(study: Study, rows: Sequence[Row]) -> list[str]:
         ("features", "What features are worth", tables.features),
         ("arms", "What arms are worth", tables.arms),
         ("transfer", "Trained on one thing, tested on another", tables.transfer),
+        ("adaptation", "The same with fixed arms to fall back on", tables.adaptation),
         ("regret", "Where time is lost against the oracle", tables.regret),
         ("bound", "What is possible with what is known before drafting", tables.bound),
     ):
