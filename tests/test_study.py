@@ -138,6 +138,19 @@ def test_transfer_and_regret(rows: list[Row]) -> None:
     assert sum(row["lost_ms_per_token"] for row in lost) == pytest.approx(excess)
 
 
+def test_adapting_policies_move_too(rows: list[Row]) -> None:
+    """Every pair of conditions in three parts, and a change of the sort of text and back; costs are compared on the same texts."""
+    found = of(rows, "adaptation")
+    pairs = {(row["axis"], row["trained_on"], row["tested_on"]) for row in of(rows, "transfer")}
+    parts = {"first quarter", "all", "second pass"}
+    moved = {(row["axis"], row["trained_on"], row["tested_on"], row["part"]) for row in found if row["axis"] != "changes"}
+    assert moved == {(*pair, part) for pair in pairs for part in parts}
+    assert {row["part"] for row in found if row["axis"] == "changes" and row["trained_on"] == "code"} == {"1: code", "2: reasoning", "3: code"}
+    for row in found:
+        assert row["ratio_to_hindsight"] >= row["ratio_to_best_fixed"]["ratio"] * 0.999
+        assert row["worst_order"] >= row["ratio_to_best_fixed"]["ratio"] * 0.999
+
+
 def test_the_bound_is_made_with_ever_more_texts(rows: list[Row]) -> None:
     """The learner and three informed policies; the best on the validation texts is the bound, and its way is gone whole."""
     found = of(rows, "bound")

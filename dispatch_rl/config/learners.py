@@ -139,7 +139,7 @@ class PolicyIterationConfig:
     """States per gradient step."""
     learning_rate: float = 0.001
     """Adam's learning rate."""
-    ent_coef: float = 0.002
+    ent_coef: float = 0.03
     """Weight of the policy's entropy, which keeps it exploring."""
     net_arch: list[int] = field(default_factory=lambda: [64, 64])
     """Widths of the hidden layers."""

@@ -103,11 +103,13 @@ def _only(times: Floats, chosen: Sequence[Ints]) -> Floats:
 
 def _compared(study: Study, trained: Condition, group: _Group, times: Floats) -> Row:
     """Return what is told about ``times [orders, texts]``; texts that an order lacks (NaN) are left out, of the others' times too."""
-    seed, there = study.config.evaluation.seed, np.isfinite(times)
-    weights, tokens = there.mean(axis=0), tokens_of(group.world)
+    seed, decoded = study.config.evaluation.seed, np.isfinite(times).any(axis=0)
+    times = times[:, decoded]
+    there = np.isfinite(times)
+    weights, tokens, fixed_ms = there.mean(axis=0), tokens_of(group.world)[decoded], group.fixed_ms[:, decoded]
     mine = np.where(there, times, 0.0).mean(axis=0)
-    learned = np.mean([replay(group.world, policy).latency_ms for policy in policies_of(trained.trials)], axis=0)
-    fixed, hindsight = group.fixed_ms[group.best], group.fixed_ms[(group.fixed_ms @ weights).argmin()]
+    learned = np.mean([replay(group.world, policy).latency_ms for policy in policies_of(trained.trials)], axis=0)[decoded]
+    fixed, hindsight = fixed_ms[group.best], fixed_ms[(fixed_ms @ weights).argmin()]
     each = np.where(there, times, 0.0).sum(axis=1) / (there @ fixed)
     return {
         "table": "adaptation",
