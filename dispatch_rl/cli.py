@@ -5,16 +5,13 @@ ones, and options win over files wherever they stand. A section such as ``--fami
 for another command, whose section of that name is read. Imports nothing heavy, so that ``--help`` is quick.
 """
 
-import ast
 import difflib
-import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, is_dataclass
-from itertools import zip_longest
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin
@@ -22,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_o
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 from jsonargparse._actions import _ActionConfigLoad
 
+from dispatch_rl.arguments import rewritten
 from dispatch_rl.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,8 +93,7 @@ def parse(parser: Parser, argv: Sequence[str]) -> Namespace:
     texts = {name for name, hint in types.items() if _alternatives(hint) & {str, Path}}
     words = {name for name in texts if type(None) not in _alternatives(types[name])}
     sections = {name for action in parser._actions if isinstance(action, _ActionConfigLoad) for name in action.option_strings}
-    plain = _normalised(_sections_read(_switched_on(argv, switches), sections), texts, words)
-    namespace: Namespace = parser.parse_args(plain)
+    namespace: Namespace = parser.parse_args(rewritten(argv, switches, sections, texts, words))
     return namespace
 
 
@@ -144,90 +141,6 @@ def _short(message: str) -> str:
     lines = [line.strip(" -\t") for line in message.strip().splitlines()]
     kept = [line for line in lines if line and not line.startswith(_NOISE)]
     return _CLASS.sub(r"\1", re.sub(r"\s+", " ", " ".join(kept)))[:600]
-
-
-def _switched_on(argv: Sequence[str], switches: Collection[str]) -> Iterator[str]:
-    """Yield ``argv`` with ``=true`` behind every one of ``switches`` that stands without a value."""
-    for word, after in zip_longest(argv, argv[1:], fillvalue=""):
-        bare = _plain_name(word) in switches and after.lower() not in ("true", "false", "yes", "no")
-        yield f"{word}=true" if bare else word
-
-
-def _sections_read(argv: Iterable[str], sections: Collection[str]) -> Iterator[str]:
-    """Yield ``argv`` with the sections that are given as files read from them, as if each were a file for ``--config``."""
-    remaining = iter(argv)
-    for word in remaining:
-        name, equals, value = word.partition("=")
-        if name not in sections:
-            yield word
-            continue
-        value = value if equals else next(remaining, "")
-        section = name.removeprefix("--")
-        yield f"{name}={value}" if value.lstrip().startswith("{") else f"--config={json.dumps({section: _section(section, value)})}"
-
-
-def _section(name: str, file: str) -> dict[str, Any]:
-    """Return a section's keys from a file of them, or of a whole configuration.
-
-    Raises:
-        UserError: The file is missing, no YAML, or holds something else.
-    """
-    import yaml
-
-    if not Path(file).is_file():
-        raise UserError(f"{name}: there is no file {file!r}")
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: {file} is no YAML: {_short(str(error))}") from error
-    found = content.get(name, content) if isinstance(content, dict) else content
-    if not isinstance(found, dict):
-        raise UserError(f"{name}: {file} holds no keys of a section")
-    return found
-
-
-def _plain_name(option: str) -> str:
-    """Return an option's name with ``-`` written as ``_``."""
-    return "--" + option[2:].replace("-", "_") if option.startswith("--") else option
-
-
-def _normalised(argv: Iterable[str], texts: Collection[str], words: Collection[str]) -> list[str]:
-    """Move ``--config`` to the front, write ``-`` in option names as ``_``, and values as YAML.
-
-    Args:
-        argv: What was typed, or written by an agent of W&B.
-        texts: Options whose value may be text: what looks like a list stays as it is.
-        words: Those of them that are never null.
-    """
-    files: list[str] = []
-    rest: list[str] = []
-    remaining = iter(argv)
-    awaiting = None
-    for word in remaining:
-        name, equals, value = word.partition("=")
-        if name == "--config":
-            files += [f"--config={value if equals else next(remaining, '')}"]
-            awaiting = None
-        elif name.startswith("--"):
-            option = _plain_name(name)
-            rest.append(f"{option}={_as_yaml(value, option in texts, option in words)}" if equals else option)
-            awaiting = None if equals else option
-        else:
-            rest.append(word if awaiting is None else _as_yaml(word, awaiting in texts, awaiting in words))
-            awaiting = None
-    return files + rest
-
-
-def _as_yaml(value: str, is_text: bool, is_word: bool) -> str:
-    """Return a value as YAML writes it: agents of W&B write values as Python does, as ``None`` or ``[True, None]``."""
-    if value == "None":
-        return value if is_word else "null"
-    if is_text or not value.startswith(("[", "{")):
-        return value
-    try:
-        return json.dumps(ast.literal_eval(value), ensure_ascii=False)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return value  # it is YAML already, or wrong, which the parser will say
 
 
 def check_file(key: str, path: Path | None) -> None:

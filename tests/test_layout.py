@@ -35,7 +35,8 @@ BASE = {"errors", "config"}
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "errors": set(),
-    "cli": {"errors"},
+    "arguments": {"errors"},
+    "cli": {"errors", "arguments"},
     "config": {"errors", "decoding", "config"},
     "decoding": {*BASE, "hub", "kernels", "decoding"},
     "policies": {*BASE, "kernels", "decoding", "policies"},

@@ -145,7 +145,11 @@ def test_adapting_policies_move_too(rows: list[Row]) -> None:
     parts = {"first quarter", "all", "second pass"}
     moved = {(row["axis"], row["trained_on"], row["tested_on"], row["part"]) for row in found if row["axis"] != "changes"}
     assert moved == {(*pair, part) for pair in pairs for part in parts}
-    assert {row["part"] for row in found if row["axis"] == "changes" and row["trained_on"] == "code"} == {"1: code", "2: reasoning", "3: code"}
+    assert {row["part"] for row in found if row["axis"] == "changes" and row["trained_on"] == "code"} == {
+        "1: code",
+        "2: reasoning",
+        "3: code",
+    }
     for row in found:
         assert row["ratio_to_hindsight"] >= row["ratio_to_best_fixed"]["ratio"] * 0.999
         assert row["worst_order"] >= row["ratio_to_best_fixed"]["ratio"] * 0.999
