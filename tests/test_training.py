@@ -34,7 +34,18 @@ SMALL_ITERATION = [
     "--policy_iteration.batch_size=16",
 ]
 SMALL_QRDQN = [option.replace("dqn", "qrdqn") for option in SMALL_DQN]
-BASELINES = {"target alone", "random", "threshold", "threshold, tuned", "best fixed arm", "UCB1", "Thompson", "LinUCB", "learned"}
+BASELINES = {
+    "target alone",
+    "random",
+    "threshold",
+    "threshold, tuned",
+    "best fixed arm",
+    "UCB1",
+    "Thompson",
+    "LinUCB",
+    "learned",
+    "learned, adaptive",
+}
 FIXED = {f"always {arm}" for arm in ("small-5", "medium-5", "large-5", "lookup-5")}
 
 
