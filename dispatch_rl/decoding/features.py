@@ -82,7 +82,8 @@ class FeatureTracker:
     def __init__(self, students: Sequence[str]) -> None:
         self.students = tuple(students)
         self.table = feature_table(students)
-        self._bounds = [(f.low, f.high) for f in self.table]
+        # Shares are within their bounds anyway; what is measured or counted need not be.
+        self._clipped = [(i, f.low, f.high) for i, f in enumerate(self.table) if f.column is not None or f.unit == "tokens"]
         self.start(0.0, 1.0, 0.0)
 
     def start(self, entropy_nats: float, top1_probability: float, margin: float) -> None:
@@ -112,9 +113,10 @@ class FeatureTracker:
             position: Share of the longest possible text that is written.
             lags: How many tokens each student is behind.
         """
-        target = (self._entropy, self._entropy_mean, self._top1, self._margin, self._accepted_fraction)
-        values = (*target, lookup_match, position, *self._acceptance.values(), *lags)
         # One call of numpy: between two forward passes nothing is in the processor's cache, and every further call costs microseconds.
-        pairs = zip(values, self._bounds, strict=True)
-        clipped = [value if low <= value <= high else min(max(value, low), high) for value, (low, high) in pairs]
-        return np.array(clipped, dtype=np.float32)
+        values = [self._entropy, self._entropy_mean, self._top1, self._margin, self._accepted_fraction]
+        values += [lookup_match, position, *self._acceptance.values(), *lags]
+        for i, low, high in self._clipped:
+            if not low <= values[i] <= high:
+                values[i] = min(max(values[i], low), high)
+        return np.array(values, dtype=np.float32)
