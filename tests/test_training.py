@@ -182,7 +182,7 @@ def test_a_replayed_policy_is_fine_tuned_live(home: Path, trained: Path) -> None
     before, after = (load_file(folder / "best" / "policy.safetensors") for folder in (trained, run))
     for key, tensor in before.items():
         np.testing.assert_allclose(after[key], tensor, atol=1e-5)
-    assert set(rows_of(run, "live")) == (BASELINES | FIXED) - {"best fixed arm", "threshold, tuned"}
+    assert set(rows_of(run, "live")) == (BASELINES | FIXED) - {"best fixed arm", "threshold, tuned", "learned, adaptive"}
 
 
 def test_a_policy_for_other_arms_is_no_start(home: Path, trained: Path) -> None:
