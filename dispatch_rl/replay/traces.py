@@ -80,6 +80,11 @@ class Traces:
         """Tokens of each path ``[texts]``."""
         return np.diff(self.offsets)
 
+    @property
+    def decidable(self) -> Ints:
+        """Texts in which there is something to decide."""
+        return np.flatnonzero(self.lengths > self.first_position)
+
     def prompt(self, text: int) -> tuple[int, ...]:
         """Return the tokens of a prompt."""
         return tuple(self.table.column("prompt")[text].as_py())

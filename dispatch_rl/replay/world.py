@@ -58,7 +58,7 @@ class ReplayWorld:
         self.arms = arms
         self.drafters = (*traces.students, LOOKUP, NONE)
         self.features: tuple[Feature, ...] = feature_table(traces.students, traces.missing())
-        self.texts: Ints = np.flatnonzero(traces.lengths > traces.first_position)
+        self.texts = traces.decidable
         """Texts in which there is something to decide."""
         if len(self.texts) == 0:
             raise UserError(f"{traces.source}: no text is longer than {traces.first_position} tokens, so there is nothing to decide")

@@ -41,7 +41,7 @@ def _rows(family: Family, data: Data, learner: Sequence[Trial], informed: Sequen
     for trial in informed:
         policy = InformedPolicy(validation, trial.policy())
         chosen_by = replay(validation, policy).latency_ms_per_token
-        found.append((chosen_by, len(trial.data.world("train").texts), replay(test, policy.on(test)).latency_ms))
+        found.append((chosen_by, trial.data.num_training_texts(), replay(test, policy.on(test)).latency_ms))
     # More knowledge than the learner's can do no harm, so the bound is at most what the learner takes.
     validated = over_seeds(data.world("validation"), policies_of(learner))[1]
     bound_ms = min([(float(np.mean(validated)), mine), *((chosen_by, times) for chosen_by, _, times in found)], key=lambda one: one[0])[1]
@@ -56,7 +56,7 @@ def _rows(family: Family, data: Data, learner: Sequence[Trial], informed: Sequen
         "bound_ms_per_token": float(bound_ms.sum() / tokens.sum()),
         "oracle_ms_per_token": float(cheapest(plain).latency_ms.sum() / tokens.sum()),
     }
-    named: list[tuple[str, int, Floats]] = [(learner[0].config.algo, len(learner[0].data.world("train").texts), mine)]
+    named: list[tuple[str, int, Floats]] = [(learner[0].config.algo, learner[0].data.num_training_texts(), mine)]
     named += [("informed", texts, times) for _, texts, times in found]
     return [
         {

@@ -18,7 +18,7 @@ from dispatch_rl.replay.fingerprint import digest
 from dispatch_rl.replay.profile import Profile
 from dispatch_rl.replay.sources import ReplaySource
 from dispatch_rl.replay.traces import Traces, load_traces
-from dispatch_rl.replay.world import ReplayWorld
+from dispatch_rl.replay.world import Ints, ReplayWorld
 
 PARTS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -85,14 +85,20 @@ class Data:
         if self.kinds is None and not self.hidden and self.texts is None:
             return world
         world = copy.copy(world)
-        if part == "train":
-            world.texts = world.texts[: self.texts]
-        if self.kinds is not None:
-            world.texts = world.texts[np.isin([traces.kind(int(text)) for text in world.texts], self.kinds)]
-            if not len(world.texts):
-                raise UserError(f"{traces.source}: there is no text of the kind {', '.join(self.kinds)}")
+        world.texts = self._chosen(part, traces)
+        if not len(world.texts):
+            raise UserError(f"{traces.source}: there is no text of the kind {', '.join(self.kinds or ())}")
         world.features = with_hidden(world.features, self.hidden)
         return world
+
+    def num_training_texts(self) -> int:
+        """Return how many texts are learned from."""
+        return len(self._chosen("train", self.load("train")))
+
+    def _chosen(self, part: Split, traces: Traces) -> Ints:
+        """Return the texts of a part that are looked at."""
+        texts = traces.decidable[: self.texts if part == "train" else None]
+        return texts if self.kinds is None else texts[np.isin([traces.kind(int(text)) for text in texts], self.kinds)]
 
     def kinds_there(self) -> list[str]:
         """Return the kinds of text that every part has."""

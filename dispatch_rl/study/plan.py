@@ -97,7 +97,7 @@ class Study:
         if data.temperature not in self.more:
             return []
         more = self.more[data.temperature]
-        usual, most = len(data.world("train").texts), len(more.world("train").texts)
+        usual, most = data.num_training_texts(), more.num_training_texts()
         config = self.config.at(data.temperature).taught_by("policy_iteration", self.config.seed)
         counts = sorted({count for count in (usual // 4, usual, most) if count})
         about = f"T{data.temperature:g}-informed"
