@@ -9,6 +9,7 @@ from dispatch_rl import __version__
 from dispatch_rl.config.study import StudyConfig
 from dispatch_rl.decoding.arms import Arm
 from dispatch_rl.replay.fingerprint import digest
+from dispatch_rl.replay.tuning import best_fixed
 from dispatch_rl.runs import write_json
 from dispatch_rl.study.data import Data
 from dispatch_rl.study.informed import InformedTrial
@@ -104,9 +105,12 @@ class Study:
         return [InformedTrial(f"{about}-{count}", config, replace(more, texts=count), self.folder) for count in counts]
 
     def students_only(self, data: Data) -> Data:
-        """Return the students alone, with the one default draft length."""
+        """Return the students alone, with the one draft length of the plain arms at which one of them is fastest on validation texts."""
         students = data.load("test").students
-        return replace(data, arms=tuple(Arm(student, self.config.draft_length) for student in students))
+        lengths = sorted({arm.length for arm in data.arms if arm.student in students and not arm.watches} or {self.config.draft_length})
+        arms = tuple(Arm(student, length) for length in lengths for student in students)
+        best = arms[best_fixed(replace(data, arms=arms).world("validation"))]
+        return replace(data, arms=tuple(arm for arm in arms if arm.length == best.length))
 
     def student_trials(self, data: Data) -> list[Trial]:
         """Return the trials that choose only a student."""
