@@ -82,7 +82,8 @@ def test_a_draft_that_was_rejected_is_known_up_to_there(tmp_path: Path) -> None:
     world = world_of(tmp_path, [{"prompt": [1, 2], **ROW}])
     episodes = Episodes(world, 1)
     episodes.step(np.array([DEAR]))
-    assert (episodes.emitted.tolist(), seen(world, episodes)["right_0.8_dear"]) == ([1], pytest.approx(0.4))
+    assert episodes.emitted.tolist() == [1]
+    assert seen(world, episodes)["right_0.8_dear"] == pytest.approx(0.4)
 
 
 def test_whoever_looks_pays_for_who_reads_along(tmp_path: Path) -> None:
