@@ -21,6 +21,7 @@ FEATURE_GROUPS = {
     "target's entropy": ("entropy", "entropy_mean", "top1_probability", "margin"),
     "acceptance so far": ("accepted_fraction", "acceptance_"),
     "lags": ("lag_",),
+    "hindsight": ("right_",),
     "prompt lookup's match": ("lookup_match",),
     "position": ("position",),
 }
