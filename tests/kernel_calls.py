@@ -60,7 +60,6 @@ CALLS: dict[str, Callable[[], None]] = {
     "entropy of many rows": lambda: _entropy(entropy_triton.MANY_ROWS, torch.bfloat16),
     "entropy of many rows in float32": lambda: _entropy(entropy_triton.MANY_ROWS, torch.float32),
     "attention of one query": lambda: _attention(torch.bfloat16, 1),
-    "attention of one query of a small model": lambda: _attention(torch.bfloat16, 1, (12, 2)),
     "attention of a draft": lambda: _attention(torch.bfloat16, 17),
     "attention of a tree in float16": lambda: _attention(torch.float16, 6, tree=True),
     "attention of a tree in float32": lambda: _attention(torch.float32, 17, tree=True),
