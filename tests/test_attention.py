@@ -254,9 +254,9 @@ def test_it_is_what_the_fused_forward_pass_asks_torch_for(attention: Attention, 
     model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_attention_heads=2, num_key_value_heads=1, initializer_range=0.3))
     calls, by_torch = [], F.scaled_dot_product_attention
 
-    def recorded(*arguments: Tensor, **options: Any) -> Tensor:
-        result = by_torch(*arguments, **options)
-        calls.append((*arguments, options["attn_mask"], result))
+    def recorded(q: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
+        result = by_torch(q, keys, values, **options)
+        calls.append((q, keys, values, options["attn_mask"], result))
         return result
 
     cached = CachedModel(model.eval(), vocab=97)
