@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatch_rl.decoding.features import ACCEPTANCE_PRIOR, HINDSIGHT_DECAYS
+from dispatch_rl.replay.columns import Floats, Ints
 from dispatch_rl.replay.profile import TARGET, Profile
 from dispatch_rl.replay.traces import Traces
-
-Ints = NDArray[np.int64]
 
 
 class Hindsight:
@@ -30,30 +29,28 @@ class Hindsight:
         self.shares = np.stack([_moving_shares(traces, name) for name in traces.students])
         """As features want them ``[students, states, decays]``."""
         limit_ms = read_along * _one_token_ms(profile, TARGET).min()
-        self.along: Ints = np.array(
-            [i for i, name in enumerate(traces.students) if name in students and 0 < limit_ms >= _one_token_ms(profile, name).max()],
-            dtype=np.int64,
-        )
+        cheap = [name in students and limit_ms > 0 and _one_token_ms(profile, name).max() <= limit_ms for name in traces.students]
+        self.along: Ints = np.flatnonzero(cheap)
         """Numbers of the students that read along."""
 
-    def features(self, starts: Ints, known: Ints) -> NDArray[np.float32]:
+    def features(self, starts: Ints, known: Ints) -> Floats:
         """Return the features of some texts.
 
         Args:
             starts: State in which each text begins ``[texts]``.
             known: For how many tokens it is known whether each student would have been right ``[texts, students]``.
         """
-        found: NDArray[np.float32] = self.shares[np.arange(len(self.shares)), starts[:, None] + known]
+        found: Floats = self.shares[np.arange(len(self.shares)), starts[:, None] + known]
         return found.reshape(len(starts), -1)
 
 
 def _one_token_ms(profile: Profile, model: str) -> NDArray[np.float64]:
     """Return the latencies of reading one token, at the lengths of the text at which they are known."""
     latency = profile.model(model)
-    return np.array([latency.next_at_contexts(length)[length] for length in latency.contexts])
+    return latency.next_at_contexts(max(latency.contexts))[list(latency.contexts)]
 
 
-def _moving_shares(traces: Traces, student: str) -> NDArray[np.float32]:
+def _moving_shares(traces: Traces, student: str) -> Floats:
     """Return the moving shares of tokens that a student would have got right ``[states, decays]``."""
     right = (traces.accepted[student] > 0)[:, None]
     starts, lengths = traces.offsets[:-1] + np.arange(traces.num_texts), traces.lengths

@@ -113,9 +113,9 @@ class Study:
         best = arms[best_fixed(replace(data, arms=arms).world("validation"))]
         return replace(data, arms=tuple(arm for arm in arms if arm.length == best.length))
 
-    def student_trials(self, data: Data) -> list[Trial]:
-        """Return the trials that choose only a student."""
-        return self.trials(self.students_only(data), "students")
+    def student_trials(self, students: Data) -> list[Trial]:
+        """Return the trials that choose only a student, of what :meth:`students_only` found."""
+        return self.trials(students, "students")
 
     def all_trials(self) -> Iterator[Trial]:
         """Yield everything that must be trained; some may come twice."""
@@ -135,7 +135,7 @@ class Study:
                 yield from self.informed(data)
         if "students" in wanted:
             for data in self.data.values():
-                yield from self.student_trials(data)
+                yield from self.student_trials(self.students_only(data))
         groups: list[Sequence[Trial]] = []
         if "features" in wanted:
             groups += [trials for _, trials in self.without_features().values()]

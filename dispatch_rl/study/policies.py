@@ -38,7 +38,7 @@ def student_rows(study: Study, family: Family | None) -> list[Row]:
         students = study.students_only(data)
         always = {f"always {arm.name}": FixedPolicy(action) for action, arm in enumerate(students.arms)}
         rivals = (f"always {students.arms[-1].name}", THRESHOLD)
-        learners = {study.config.study.learner: study.student_trials(data)}
+        learners = {study.config.study.learner: study.student_trials(students)}
         found += _rows(study, "students", students, learners, family, partial(baselines, study, students, always), rivals)
     return found
 
