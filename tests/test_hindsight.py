@@ -15,6 +15,7 @@ from dispatch_rl.envs.replay_vector import ReplayVectorEnv
 from dispatch_rl.errors import UserError
 from dispatch_rl.policies.base import Observation, Policy
 from dispatch_rl.policies.fixed import FixedPolicy
+from dispatch_rl.policies.network import NetworkPolicy
 from dispatch_rl.replay.episodes import Episodes
 from dispatch_rl.replay.oracle import cheapest
 from dispatch_rl.replay.running import replay
@@ -106,6 +107,18 @@ def test_policies_that_do_not_look_and_the_bound_pay_nothing(tmp_path: Path) -> 
     for action in (FREE, DEAR, NONE):
         np.testing.assert_array_equal(replay(along, FixedPolicy(action)).latency_ms, replay(blind, FixedPolicy(action)).latency_ms)
     np.testing.assert_array_equal(cheapest(along).latency_ms, cheapest(blind).latency_ms)
+
+
+def test_a_network_that_always_chooses_one_arm_does_not_look() -> None:
+    """It chooses the arm whatever it sees, keeps its shape, and can go on learning, as its hidden layers are those of the other."""
+    rng = np.random.default_rng(0)
+    shapes = [(8, 5), (8, 8), (3, 8)]
+    weights = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    learned = NetworkPolicy(np.ones(5, np.float32), weights, [rng.normal(size=n).astype(np.float32) for n, _ in shapes])
+    fixed = learned.always(1)
+    assert (learned.looks, fixed.looks, fixed.widths) == (True, False, learned.widths)
+    assert set(fixed.batch(rng.normal(size=(50, 5)).astype(np.float32))) == {1}
+    np.testing.assert_array_equal(fixed.layers()[0][0], weights[0])
 
 
 def test_one_text_or_many_pay_and_see_the_same(tmp_path: Path) -> None:
