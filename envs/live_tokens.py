@@ -131,7 +131,7 @@ class LiveTokenEnv(LiveDecodingEnv):
             self.tracker.skip()
             return
         self.tracker.add(name, token.clarity)
-        self._ended |= int(token.token) in self.family.eos_token_ids
+        self._ended |= token.id in self.family.eos_token_ids
 
     def _begun(self) -> Observation:
         self._before_round()

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch_rl.config import FamilyConfig
+from dispatch_rl.decoding.capturing import Capturer
 from dispatch_rl.decoding.loading import Loader, no_progress_bars
 from dispatch_rl.decoding.memory import check_memory
 from dispatch_rl.decoding.models import CachedModel
@@ -34,6 +35,8 @@ class Family:
     device: torch.device
     remarks: tuple[str, ...] = ()
     """What is worth knowing about how the models go together."""
+    capturer: Capturer | None = None
+    """Captures passes of the models once it is known which will be needed; None if all run operation by operation."""
     no_tokens: Tensor = field(init=False)
     """An empty draft."""
 

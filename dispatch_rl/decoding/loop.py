@@ -9,6 +9,7 @@ from time import perf_counter
 
 from dispatch_rl.decoding.arms import NONE, Arm, ArmTable
 from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.graphs import capture_graphs
 from dispatch_rl.decoding.rounds import Round
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
@@ -129,7 +130,8 @@ def decode(family: Family, policy: Policy, arms: ArmTable, prompt: Sequence[int]
 
 
 def warm_up(family: Family, arms: ArmTable) -> None:
-    """Decode a little with every arm, so that the first measured text pays for no first call."""
+    """Capture what the family captures and decode a little with every arm, so that the first measured text pays for no first call."""
+    capture_graphs(family, arms)
     endless = replace(family, eos_token_ids=frozenset())
     for arm in arms:
         session = DecodingSession(endless, _WARM_UP_PROMPT, Sampling(temperature=1.0), _WARM_UP_TOKENS)
