@@ -8,14 +8,14 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from dispatch_rl.kernels import dispatch, entropy, verify
+from dispatch_rl.kernels import attention, dispatch, entropy, verify
 from dispatch_rl.kernels.entropy import RowStatistics
 from dispatch_rl.kernels.verify import Verified
 
 
 @dataclass(frozen=True)
 class Operations:
-    """What decoding does with logits, under the references' names and signatures."""
+    """What decoding does itself, under the references' names and signatures."""
 
     entropy: Callable[..., RowStatistics]
     """:func:`dispatch_rl.kernels.entropy.entropy`."""
@@ -23,6 +23,8 @@ class Operations:
     """:func:`dispatch_rl.kernels.verify.verify`."""
     dispatch: Callable[..., Tensor]
     """:func:`dispatch_rl.kernels.dispatch.dispatch`."""
+    attention: Callable[..., Tensor]
+    """:func:`dispatch_rl.kernels.attention.attention`."""
     compiled: bool
     """Whether they are kernels, for which it pays to stay on the device."""
 
@@ -35,9 +37,9 @@ def operations(device: torch.device) -> Operations:
 @cache
 def kernels() -> Operations:
     """Return the Triton kernels. Imports Triton, which is not everywhere."""
-    from dispatch_rl.kernels import dispatch_triton, entropy_triton, verify_triton
+    from dispatch_rl.kernels import attention_triton, dispatch_triton, entropy_triton, verify_triton
 
-    return Operations(entropy_triton.entropy, verify_triton.verify, dispatch_triton.dispatch, compiled=True)
+    return Operations(entropy_triton.entropy, verify_triton.verify, dispatch_triton.dispatch, attention_triton.attention, compiled=True)
 
 
-REFERENCES = Operations(entropy.entropy, verify.verify, dispatch.dispatch, compiled=False)
+REFERENCES = Operations(entropy.entropy, verify.verify, dispatch.dispatch, attention.attention, compiled=False)

@@ -21,6 +21,7 @@ from tests.kernel_calls import CALLS
 CAPABILITIES = (80, 90, 100)
 _TYPES = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64", torch.int32: "*i32",
+    torch.uint8: "*u8",
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import torch
 
-from dispatch_rl.kernels import dispatch_triton, entropy_triton, noise_triton, verify_triton
+from dispatch_rl.kernels import attention_triton, dispatch_triton, entropy_triton, noise_triton, verify_triton
 from dispatch_rl.kernels.dispatch import FeatureRules, NetworkRule, TextState, ThresholdRule, network_rule, threshold_rule
 from dispatch_rl.kernels.noise import Stream
 from dispatch_rl.kernels.verify import HEADER, Rule, Turn, Verified
@@ -48,11 +48,24 @@ def _uniform() -> None:
     noise_triton.uniform(one, torch.arange(3), 64, Stream.TOKEN, one)
 
 
+def _attention(dtype: torch.dtype, queries: int, heads: tuple[int, int] = (40, 8), head_dim: int = 128, tree: bool = False) -> None:
+    keys, values = torch.zeros(2 * heads[1], 8_192, head_dim, dtype=dtype).chunk(2)
+    visible = torch.ones(queries, queries, dtype=torch.bool) if tree else None
+    attention_triton.attention(torch.zeros(queries, heads[0], head_dim, dtype=dtype), keys, values, torch.tensor([512]), visible)
+
+
 CALLS: dict[str, Callable[[], None]] = {
     "uniform": _uniform,
     "entropy of few rows": lambda: _entropy(ROWS, torch.bfloat16),
     "entropy of many rows": lambda: _entropy(entropy_triton.MANY_ROWS, torch.bfloat16),
     "entropy of many rows in float32": lambda: _entropy(entropy_triton.MANY_ROWS, torch.float32),
+    "attention of one query": lambda: _attention(torch.bfloat16, 1),
+    "attention of one query of a small model": lambda: _attention(torch.bfloat16, 1, (12, 2)),
+    "attention of a draft": lambda: _attention(torch.bfloat16, 17),
+    "attention of a tree in float16": lambda: _attention(torch.float16, 6, tree=True),
+    "attention of a tree in float32": lambda: _attention(torch.float32, 17, tree=True),
+    "attention of odd heads": lambda: _attention(torch.bfloat16, 6, (14, 2), 80),
+    "attention of the smallest heads": lambda: _attention(torch.float32, 2, (4, 4), 16),
     "dispatch by a network": lambda: _dispatch(_largest_network()),
     "dispatch by thresholds": lambda: _dispatch(threshold_rule([0.4, 0.8], [0, 1, 2], torch.device("cpu"))),
     "verify greedy": lambda: _verify(Rule()),

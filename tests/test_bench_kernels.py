@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,16 @@ def check_all(cases: list[Case]) -> None:
         case.check()
 
 
-@pytest.mark.parametrize("broken", [Operations(broken_entropy, REFERENCES.verify, REFERENCES.dispatch, True),
-                                    Operations(REFERENCES.entropy, broken_verify, REFERENCES.dispatch, True)])  # fmt: skip
+def broken_attention(q: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """Forget the last position."""
+    keys, values, length = arguments
+    return REFERENCES.attention(q, keys, values, length - 1)
+
+
+BROKEN = {"entropy": broken_entropy, "verify": broken_verify, "attention": broken_attention}
+
+
+@pytest.mark.parametrize("broken", [replace(REFERENCES, **{name: function}) for name, function in BROKEN.items()], ids=list(BROKEN))
 def test_a_kernel_that_disagrees_has_no_speed(broken: Operations) -> None:
     """The first check that is red ends the benchmark."""
     cases = make_cases(broken, CPU, many=4, few=3, vocab=512, compiled=False)
