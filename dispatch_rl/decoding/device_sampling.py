@@ -70,8 +70,8 @@ class DeviceSampler(Sampler):
     def check(self, draft: Sequence[DraftToken]) -> None:
         super().check(draft)
         rows = [d.row for d in draft if d.row is not None]
-        # The entropies of the rows lie in the first halves of these numbers.
-        if rows and torch.stack(rows)[:, HEADER + 1].cpu().view(torch.float32)[::2].isnan().any():
+        # A row's entropy lies in the first half of this number; reading it waits for the draft.
+        if rows and torch.stack(rows).cpu().view(torch.float32)[:, 2 * (HEADER + 1)].isnan().any():
             raise FloatingPointError("logits that are not numbers")
 
     def judge(self, model: CachedModel, last: int, draft: Sequence[DraftToken], hedges: Mapping[int, Tensor], at: Place) -> Judgement:

@@ -1,0 +1,311 @@
+"""Decoding by captured passes writes what decoding operation by operation writes, round for round.
+
+Tapes stand for CUDA graphs on a CPU: they replay what was recorded, so whatever the host knows later does not reach them.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from dispatch_rl.decoding import graphs
+from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
+from dispatch_rl.decoding.capturing import CudaGraphs, Reruns
+from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.loop import Dispatch, DispatchWarning
+from dispatch_rl.decoding.models import CachedModel
+from dispatch_rl.decoding.programs import Pass
+from dispatch_rl.decoding.sampling import Sampling
+from dispatch_rl.decoding.session import DecodingSession
+from dispatch_rl.decoding.static import Choice, Inputs, Told
+from dispatch_rl.kernels import operations
+from dispatch_rl.kernels.verify import Rule
+from dispatch_rl.policies.fixed import FixedPolicy
+from tests.families import llama, qwen2
+from tests.helpers import DEVICE, needs_gpu
+from tests.statics import CAPTURABLE, again, capture, on_device, outline
+from tests.tape import Tapes
+from tests.test_lossless import own_text, random_sampling, steppers
+
+ARMS = (
+    Arm("tiny", 4),
+    Arm("twin", 5),
+    Arm("twin", 3, min_margin=0.1, max_entropy=2.0),
+    Arm("tiny", 6, min_confidence=0.3, hedge_below=3.0),
+    Arm(LOOKUP, 3),
+    Arm(NONE),
+)
+FILTERED = Sampling(0.7, top_k=20, top_p=0.9, seed=4)
+
+
+@pytest.fixture(scope="module")
+def tapes() -> Tapes:
+    """What recorded the passes of :func:`taped`."""
+    return Tapes()
+
+
+@pytest.fixture(scope="module")
+def taped(other: Family, tapes: Tapes) -> Family:
+    """The other family with everything captured on tapes that its arms need."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return capture(other, tapes, ARMS, samplings=[FILTERED])
+
+
+def decode(
+    family: Family, prompt: Sequence[int], sampling: Sampling, limit: int, step: Callable[[DecodingSession], object]
+) -> DecodingSession:
+    """Decode to the end; a family with captured passes samples as on a GPU."""
+    if family.capturer is None:
+        session = DecodingSession(family, prompt, sampling, limit)
+    else:
+        with on_device():
+            session = DecodingSession(family, prompt, sampling, limit)
+    while not session.finished:
+        step(session)
+    return session
+
+
+def test_any_policy_writes_the_same_rounds(other: Family, taped: Family, tapes: Tapes) -> None:
+    """Random prompts, samplings and policies without sense, those by token included: the records agree, and the text is the target's."""
+    before = tapes.replays
+    for seed in range(50):
+        both = []
+        for family in (other, taped):
+            rng = Random(seed)
+            prompt = [rng.randrange(1, other.vocab) for _ in range(rng.randint(1, 60))]
+            sampling = random_sampling(rng) if seed % 5 else replace(FILTERED, seed=seed)
+            both.append(decode(family, prompt, sampling, rng.randint(20, 60), steppers(family, rng)))
+        plain, captured = both
+        assert outline(captured) == outline(plain), seed
+        assert captured.text_tokens == own_text(other, prompt, captured.text_tokens, sampling)
+    assert tapes.replays - before > 500
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, seed=2**64 - 3), FILTERED], ids=["greedy", "coupled", "filtered"])
+def test_every_arm_runs_through_graphs_alone(other: Family, taped: Family, arm: Arm, sampling: Sampling, eager: list[int]) -> None:
+    """After the prompt nothing is read operation by operation, and the records are the same."""
+    prompt = [5, 6, 7, 5, 6, 7, 9]
+    plain = decode(other, prompt, sampling, 50, lambda session: session.step(arm))
+    eager.clear()
+    captured = decode(taped, prompt, sampling, 50, lambda session: session.step(arm))
+    assert outline(captured) == outline(plain)
+    for ours, theirs in zip(captured.rounds, plain.rounds, strict=True):
+        assert ours.entropies_nats == pytest.approx(theirs.entropies_nats, abs=1e-4)
+    # A filtered second choice that stood is judged eagerly, but not read again.
+    assert eager == [len(prompt)]
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The lengths of all passes that are done operation by operation."""
+    lengths: list[int] = []
+    read = CachedModel.eager
+
+    def counted(self: CachedModel, tokens: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        lengths.append(len(tokens))
+        return read(self, tokens, *args, **options)
+
+    monkeypatch.setattr(CachedModel, "eager", counted)
+    yield lengths
+
+
+def test_the_host_speaks_to_the_device_twice_a_round(taped: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for the draft, however long it is, and once for its verification."""
+    told: list[int] = []
+    write = Inputs.write
+
+    def counted(self: Inputs, *args: Any, **options: Any) -> None:
+        told.append(args[0])
+        write(self, *args, **options)
+
+    monkeypatch.setattr(Inputs, "write", counted)
+    for arm in (Arm("twin", 5), Arm("twin", 9)):  # captured at once, and a graph for each step
+        session = decode(taped, [5, 6, 7], Sampling(1.0, seed=1), 60, lambda s, arm=arm: s.step(arm))  # type: ignore[misc]
+        rounds = [record for record in session.rounds if record.drafted]
+        assert len(told) == len(session.rounds) + len(rounds)
+        assert any(len(record.drafted) == arm.length for record in rounds)
+        told.clear()
+
+
+def test_sessions_that_take_turns_do_not_disturb_each_other(other: Family, taped: Family) -> None:
+    """Sessions whose tokens, seeds and positions stand in the same inputs write what each of them writes alone."""
+    arm, samplings = Arm("tiny", 4), [Sampling(0.8, seed=1), Sampling(), Sampling(0.8, seed=2)]
+    alone = [decode(other, [5, 6, 7 + i], sampling, 40, lambda s: s.step(arm)) for i, sampling in enumerate(samplings)]
+    with on_device():
+        together = [DecodingSession(taped, [5, 6, 7 + i], sampling, 40) for i, sampling in enumerate(samplings)]
+    rng = Random(3)
+    while open_ones := [session for session in together if not session.finished]:
+        session = rng.choice(open_ones)
+        if rng.random() < 0.3:
+            # A draft that is left lying while another session decodes: its tokens are not what the inputs hold then.
+            session.draft("tiny")
+            session.verify()
+        else:
+            session.step(arm)
+    for session, expected in zip(together, alone, strict=True):
+        assert session.text_tokens == expected.text_tokens
+
+
+def test_a_graph_is_told_anew_when_the_cache_was_rolled_back(other: Family, taped: Family) -> None:
+    """The same token at another place, as after a roll-back, is not where the inputs have it."""
+    student, plain = taped.students["twin"], other.students["twin"]
+    for model in (student, plain):
+        model.start(100)
+        model.forward(torch.tensor([5, 6, 7]), rows=1)
+    programs = student.programs
+    assert programs is not None
+    first = programs.draft(Choice(Rule()), Told(position=4), [9], [])
+    assert first is not None
+    token = first[0].token.clone()
+    student.roll_back(3)
+    again_first = programs.draft(Choice(Rule()), Told(position=5, slot=1), [], [first[0].token])
+    assert again_first is not None
+    expected = plain.forward(token, rows=1).argmax(-1)
+    assert again_first[0].token.tolist() == expected.tolist()
+
+
+def test_rejection_sampling_reads_by_graphs_and_draws_eagerly(other: Family, taped: Family) -> None:
+    """It needs probabilities, which are not captured; the passes are."""
+    sampling, arm = Sampling(0.9, seed=5, method="rejection"), Arm("tiny", 3)
+    plain = decode(other, [5, 6, 7], sampling, 50, lambda s: s.step(arm))
+    assert outline(decode(taped, [5, 6, 7], sampling, 50, lambda s: s.step(arm))) == outline(plain)
+
+
+def test_tokens_come_with_their_clearness(other: Family, taped: Family) -> None:
+    """A policy that is asked at every token sees the same margins and entropies."""
+    seen: list[list[Any]] = []
+    for family in (other, taped):
+        found: list[Any] = []
+
+        def step(session: DecodingSession, found: list[Any] = found) -> None:
+            while session.room > 0 and len(session.drafted) < 3:
+                token = session.draft(("tiny", "twin")[len(session.drafted) % 2], clarity=True)
+                assert token is not None
+                found += [token.id, *(token.clarity or ())]
+            session.verify()
+
+        decode(family, [5, 6, 7], Sampling(0.8, seed=1), 40, step)
+        seen.append(found)
+    assert seen[1] == pytest.approx(seen[0], abs=1e-4)
+
+
+def test_a_text_that_outgrows_the_cache_is_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache moves; graphs that point to where it was would read what is there no more."""
+    shared: Any = {"hidden": 16, "layers": 2, "context": 900}
+    models = {"target": llama(64, seed=1, **shared), "tiny": qwen2(64, seed=2, **shared)}
+    target, tiny = (CachedModel(model.eval().requires_grad_(False), 64) for model in models.values())
+    family = Family(target, {"tiny": tiny}, None, 64, 900, frozenset(), torch.device("cpu"))  # type: ignore[arg-type]
+    monkeypatch.setattr(graphs, "USUAL_CONTEXT", 100)
+    monkeypatch.setattr(graphs, "operations", lambda device: CAPTURABLE)
+    lines: list[str] = []
+    captured = again(family, Tapes())
+    graphs.capture_graphs(captured, [Arm("tiny", 4)], tell=lines.append)
+    before = captured.target.cache.addresses()
+    prompt = [3 + i * i % 61 for i in range(480)]
+    for _ in range(2):
+        sampling = Sampling(1.0, seed=1)
+        plain = decode(family, prompt, sampling, 30, lambda s: s.step(Arm("tiny", 4)))
+        assert outline(decode(captured, prompt, sampling, 30, lambda s: s.step(Arm("tiny", 4)))) == outline(plain)
+    assert len(lines) == 4, "both models were captured twice"
+    assert captured.target.cache.addresses() != before
+    assert captured.target.cache.capacity == 1024
+    assert captured.target.programs is not None
+    assert captured.target.programs.fits
+
+
+def test_a_full_cache_is_not_written_beyond(other: Family, taped: Family, eager: list[int]) -> None:
+    """Where filling would not fit, the pass is done operation by operation, and the length is refused there as ever."""
+    model = taped.students["tiny"]
+    model.start(100)
+    model.cache.lengthen(model.cache.capacity - 5)
+    model.forward(torch.tensor([1, 2, 3]), rows=1)
+    assert eager == []
+    model.forward(torch.tensor([1]), rows=1)
+    assert eager == []
+    with pytest.raises(IndexError, match="the cache holds 512 tokens, 513 are needed"):
+        model.forward(torch.tensor([1, 2]), rows=1)
+    model.roll_back(0)
+
+
+@pytest.mark.parametrize("fault", ["replay raises", "cache is NaN", "cache is gone", "cache is too long"])
+def test_a_student_that_fails_changes_no_token(taped: Family, fault: str) -> None:
+    """The fifth promise holds for graphs: the target writes the rest alone, or nobody could see the fault and drafts are bad."""
+    with on_device():
+        session = DecodingSession(taped, [5, 6, 7], Sampling(1.0, seed=2), 50)
+    student = taped.students["twin"]
+    dispatch = Dispatch(session, FixedPolicy(0), ArmTable([Arm("twin", 5)]))
+    dispatch.step()
+    before, buffer, programs = student.cache.length, student.cache.buffer, student.programs
+    assert programs is not None
+    assert buffer is not None
+    kept = programs._programs.copy()
+    try:
+        if fault == "replay raises":
+            programs._programs = dict.fromkeys(kept, _Broken())
+        elif fault == "cache is NaN":
+            with torch.inference_mode():
+                buffer[..., :before, :] = torch.nan
+        elif fault == "cache is gone":
+            student.cache._buffer = None  # type: ignore[union-attr]
+        else:
+            student.cache._length = before + 500  # type: ignore[union-attr]
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            while not session.finished:
+                dispatch.step()
+    finally:
+        programs._programs, student.cache._buffer = kept, buffer  # type: ignore[union-attr]
+    assert session.text_tokens == own_text(taped, [5, 6, 7], session.text_tokens, Sampling(1.0, seed=2))
+    assert [w.category for w in found] == [DispatchWarning] * (dispatch.failure is not None)
+    if fault in ("replay raises", "cache is NaN"):
+        assert dispatch.failure is not None
+        assert {record.drafted for record in session.rounds[2:]} == {()}
+
+
+class _Broken:
+    def replay(self) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning")  # of numpy, in the interpreter
+def test_kernels_write_the_same(other: Family) -> None:
+    """Attention, verification and choice by Triton kernels (in the interpreter without a GPU), rerun over the same buffers."""
+    arms = [Arm("tiny", 2)]
+    chosen = operations.kernels()
+    family = again(other, Reruns())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "operations", lambda device: chosen)
+        patch.setattr(graphs, "USUAL", (Sampling(1.0),))
+        patch.setattr(graphs, "SIZES", (1, 2, 4))
+        patch.setattr(graphs, "check_pass", lambda *_: None)
+        graphs.capture_graphs(family, arms, tell=lambda line: None)
+    assert Pass(4, Choice(Rule("coupled")), 2) in family.students["tiny"].programs.captured  # type: ignore[union-attr]
+    plain = decode(other, [5, 6, 7], Sampling(1.0, seed=1), 12, lambda s: s.step(arms[0]))
+    with on_device(chosen):
+        session = DecodingSession(family, [5, 6, 7], Sampling(1.0, seed=1), 12)
+    while not session.finished:
+        session.step(arms[0])
+    assert outline(session) == outline(plain)
+
+
+@needs_gpu
+def test_cuda_graphs_write_the_same_rounds(other: Family) -> None:
+    """The same with real graphs and kernels: every arm, every method."""
+    arms = [*ARMS, Arm("tiny", 24), Arm("twin", 2, hedge_below=50.0)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        captured = again(other, CudaGraphs(DEVICE))
+        graphs.capture_graphs(captured, arms, samplings=[FILTERED])
+    for number, arm in enumerate(arms * 3):
+        for sampling in (Sampling(), Sampling(0.8, seed=number), replace(FILTERED, seed=number), Sampling(0.8, seed=number, method="rejection")):
+            both = [DecodingSession(family, [5, 6, 7, 5, 6], sampling, 60) for family in (other, captured)]
+            for session in both:
+                while not session.finished:
+                    session.step(arm)
+            assert outline(both[1]) == outline(both[0]), (arm, sampling)
