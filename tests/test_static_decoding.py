@@ -73,13 +73,13 @@ def decode(
 def test_any_policy_writes_the_same_rounds(other: Family, taped: Family, tapes: Tapes) -> None:
     """Random prompts, samplings and policies without sense, those by token included: the records agree, and the text is the target's."""
     before = tapes.replays
-    for seed in range(50):
+    for seed in range(30):
         both = []
         for family in (other, taped):
             rng = Random(seed)
             prompt = [rng.randrange(1, other.vocab) for _ in range(rng.randint(1, 60))]
             sampling = random_sampling(rng) if seed % 5 else replace(FILTERED, seed=seed)
-            both.append(decode(family, prompt, sampling, rng.randint(20, 60), steppers(family, rng)))
+            both.append(decode(family, prompt, sampling, rng.randint(20, 50), steppers(family, rng)))
         plain, captured = both
         assert outline(captured) == outline(plain), seed
         assert captured.text_tokens == own_text(other, prompt, captured.text_tokens, sampling)
@@ -89,7 +89,7 @@ def test_any_policy_writes_the_same_rounds(other: Family, taped: Family, tapes: 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, seed=2**64 - 3), FILTERED], ids=["greedy", "coupled", "filtered"])
 def test_every_arm_runs_through_graphs_alone(other: Family, taped: Family, arm: Arm, sampling: Sampling, eager: list[int]) -> None:
-    """After the prompt nothing is read operation by operation, and the records are the same."""
+    """Nothing is read operation by operation, and the records are the same."""
     prompt = [5, 6, 7, 5, 6, 7, 9]
     plain = decode(other, prompt, sampling, 50, lambda session: session.step(arm))
     eager.clear()
@@ -97,8 +97,7 @@ def test_every_arm_runs_through_graphs_alone(other: Family, taped: Family, arm: 
     assert outline(captured) == outline(plain)
     for ours, theirs in zip(captured.rounds, plain.rounds, strict=True):
         assert ours.entropies_nats == pytest.approx(theirs.entropies_nats, abs=1e-4)
-    # A filtered second choice that stood is judged eagerly, but not read again.
-    assert eager == [len(prompt)]
+    assert eager == []
 
 
 @pytest.fixture
@@ -128,7 +127,7 @@ def test_the_host_speaks_to_the_device_twice_a_round(taped: Family, monkeypatch:
     for arm in (Arm("twin", 5), Arm("twin", 9)):  # captured at once, and a graph for each step
         session = decode(taped, [5, 6, 7], Sampling(1.0, seed=1), 60, lambda s, arm=arm: s.step(arm))  # type: ignore[misc]
         rounds = [record for record in session.rounds if record.drafted]
-        assert len(told) == len(session.rounds) + len(rounds)
+        assert len(told) == 1 + len(session.rounds) + len(rounds), "the prompt is read by a graph too"
         assert any(len(record.drafted) == arm.length for record in rounds)
         told.clear()
 
@@ -203,6 +202,7 @@ def test_a_text_that_outgrows_the_cache_is_captured_again(monkeypatch: pytest.Mo
     family = Family(target, {"tiny": tiny}, None, 64, 900, frozenset(), torch.device("cpu"))  # type: ignore[arg-type]
     monkeypatch.setattr(graphs, "USUAL_CONTEXT", 100)
     monkeypatch.setattr(graphs, "operations", lambda device: CAPTURABLE)
+    monkeypatch.setattr(graphs, "SIZES", (1, 2, 4, 8))
     lines: list[str] = []
     captured = again(family, Tapes())
     graphs.capture_graphs(captured, [Arm("tiny", 4)], tell=lines.append)
@@ -286,9 +286,9 @@ def test_kernels_write_the_same(other: Family) -> None:
         patch.setattr(graphs, "check_pass", lambda *_: None)
         graphs.capture_graphs(family, arms, tell=lambda line: None)
     assert Pass(4, Choice(Rule("coupled")), 2) in family.students["tiny"].programs.captured  # type: ignore[union-attr]
-    plain = decode(other, [5, 6, 7], Sampling(1.0, seed=1), 12, lambda s: s.step(arms[0]))
+    plain = decode(other, [5, 6, 7], Sampling(1.0, seed=1), 7, lambda s: s.step(arms[0]))
     with on_device(chosen):
-        session = DecodingSession(family, [5, 6, 7], Sampling(1.0, seed=1), 12)
+        session = DecodingSession(family, [5, 6, 7], Sampling(1.0, seed=1), 7)
     while not session.finished:
         session.step(arms[0])
     assert outline(session) == outline(plain)
@@ -303,7 +303,12 @@ def test_cuda_graphs_write_the_same_rounds(other: Family) -> None:
         captured = again(other, CudaGraphs(DEVICE))
         graphs.capture_graphs(captured, arms, samplings=[FILTERED])
     for number, arm in enumerate(arms * 3):
-        for sampling in (Sampling(), Sampling(0.8, seed=number), replace(FILTERED, seed=number), Sampling(0.8, seed=number, method="rejection")):
+        for sampling in (
+            Sampling(),
+            Sampling(0.8, seed=number),
+            replace(FILTERED, seed=number),
+            Sampling(0.8, seed=number, method="rejection"),
+        ):
             both = [DecodingSession(family, [5, 6, 7, 5, 6], sampling, 60) for family in (other, captured)]
             for session in both:
                 while not session.finished:

@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch_rl.config import FamilyConfig
-from dispatch_rl.decoding.capturing import Capturer
+from dispatch_rl.decoding.capturing import Capturer, CudaGraphs
 from dispatch_rl.decoding.loading import Loader, no_progress_bars
 from dispatch_rl.decoding.memory import check_memory
 from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.vocabulary import check_tokenizers
 from dispatch_rl.errors import UserError, first_line
+from dispatch_rl.kernels.operations import operations
 
 
 @dataclass
@@ -158,6 +159,7 @@ def assemble(
         eos_token_ids=_eos_token_ids(models[first], tokenizer),
         device=device,
         remarks=(*remarks, *shorter),
+        capturer=CudaGraphs(device) if config.graphs and device.type == "cuda" and operations(device).compiled else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from time import perf_counter
@@ -54,17 +54,32 @@ def capture_graphs(
         family: The models.
         arms: The arms.
         samplings: How tokens are chosen, besides greedily and by plain coupled sampling.
-        clarity: Whether students tell of every token how sure they are.
+        clarity: Whether drafts are dispatched token by token, students telling of every token how sure they are.
         tell: Told in a line what was done for each model.
     """
     if family.capturer is None:
         return
     rules = {rule_of(sampling) for sampling in (*USUAL, *samplings) if sampling.greedy or sampling.method != "rejection"}
     family.target.reader = None  # whoever decodes reads its text again
-    _Capture("target", family.target, family, tell).run(target_passes(arms, rules))
-    for name, student in family.students.items():
-        if own := [arm for arm in arms if arm.student == name]:
-            _Capture(name, student, family, tell).run(student_passes(own, rules, clarity))
+    for name, model in _named(family):
+        own = [arm for arm in arms if arm.student == name]
+        if model is family.target:
+            _Capture(name, model, family, tell).run(target_passes(arms, rules))
+        elif own:
+            _Capture(name, model, family, tell).run(student_passes(own, rules, clarity))
+
+
+def describe_graphs(family: Family) -> str:
+    """Return in a line which models run through graphs."""
+    if family.capturer is None:
+        return "none: they need a GPU, Triton and family.graphs=true"
+    counts = {name: len(model.programs.captured) if model.programs else 0 for name, model in _named(family)}
+    return ", ".join(f"{name} {count or 'none'}" for name, count in counts.items())
+
+
+def _named(family: Family) -> Iterator[tuple[str, CachedModel]]:
+    yield "target", family.target
+    yield from family.students.items()
 
 
 def target_passes(arms: Sequence[Arm], rules: Iterable[Rule]) -> set[Pass]:
@@ -80,7 +95,7 @@ def student_passes(arms: Sequence[Arm], rules: Iterable[Rule], clarity: bool) ->
     watched = clarity or any(arm.watches for arm in arms)
     choices = [Choice(rule, look) for rule in rules for look in ((False, True) if watched else (False,))]
     steps = {Pass(size, then) for size in SIZES for then in (None, *choices)}
-    whole = {arm.length for arm in arms if not arm.watches and 1 < arm.length <= MOST}
+    whole = {arm.length for arm in arms if not (clarity or arm.watches) and 1 < arm.length <= MOST}
     return steps | {Pass(size, Choice(rule), k) for size in _up_to(_AT_ONCE) for rule in rules for k in whole}
 
 

@@ -161,9 +161,7 @@ class Programs:
         self._cache.lengthen(new)
         return Judged(self.passes.logits, self.passes.report[: HEADER + 4 * what.size], what.size)
 
-    def _step_by_step(
-        self, choice: Choice, told: Told, behind: Sequence[int], unread: Sequence[Tensor], steps: int
-    ) -> list[Chosen] | None:
+    def _step_by_step(self, choice: Choice, told: Told, behind: Sequence[int], unread: Sequence[Tensor], steps: int) -> list[Chosen] | None:
         """Choose ``steps`` tokens by a graph for each."""
         first = self._fitting(len(behind) + len(unread), choice)
         if first is None or Pass(1, choice) not in self._programs or not self._room(first.size + steps - 1):
