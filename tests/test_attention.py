@@ -141,7 +141,7 @@ def test_even_and_certain_weights(attention: Attention, scale: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("queries", "heads", "head_dim", "length"), [SHAPES[1], SHAPES[3], SHAPES[4], (1, (3, 1), 64, 159)])
+@pytest.mark.parametrize(("queries", "heads", "head_dim", "length"), [SHAPES[1], (4, (2, 1), 80, 49), (1, (3, 1), 64, 159)])
 def test_half_precision(attention: Attention, queries: int, heads: tuple[int, int], head_dim: int, length: int, dtype: torch.dtype) -> None:
     """Weights and result are each rounded once, by at most a unit in the last place ``u``: what the interpreter cuts off, a GPU rounds.
 
@@ -159,11 +159,10 @@ def test_half_precision(attention: Attention, queries: int, heads: tuple[int, in
     assert ((found.double() - exact).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8], ids=str)
-@pytest.mark.parametrize("length", [6, 35, 66])
+@pytest.mark.parametrize(("length", "dtype"), [(6, torch.uint8), (35, torch.bool), (66, torch.uint8)], ids=str)
 def test_second_choices(attention: Attention, length: int, dtype: torch.dtype) -> None:
     """Tokens that stand side by side do not see one another, whatever the tile."""
-    assert_as_good_as_torch(attention, *inputs(6, (4, 2), 128, length, 80), tree(6).to(dtype))
+    assert_as_good_as_torch(attention, *inputs(6, (2, 1), 128, length, 80), tree(6).to(dtype))
 
 
 @pytest.mark.parametrize("queries", [1, 5, 18])

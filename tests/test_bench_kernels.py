@@ -59,14 +59,14 @@ BROKEN = {"entropy": broken_entropy, "verify": broken_verify, "attention": broke
 @pytest.mark.parametrize("broken", [replace(REFERENCES, **{name: function}) for name, function in BROKEN.items()], ids=list(BROKEN))
 def test_a_kernel_that_disagrees_has_no_speed(broken: Operations) -> None:
     """The first check that is red ends the benchmark."""
-    cases = make_cases(broken, CPU, many=4, few=3, vocab=512, compiled=False)
+    cases = make_cases(broken, CPU, many=4, few=3, vocab=512, compiled=False, lengths=(20, 40))
     with pytest.raises(UserError, match="disagrees with its reference; no speed is reported"):
         check_all(cases)
 
 
 def test_every_operation_is_a_case() -> None:
-    """Large and small entropies, every way to verify, and the chain; the references agree with themselves."""
-    cases = make_cases(REFERENCES, CPU, many=4, few=3, vocab=512, compiled=False)
+    """Large and small entropies, every way to verify, the chain, and attention; the references agree with themselves."""
+    cases = make_cases(REFERENCES, CPU, many=4, few=3, vocab=512, compiled=False, lengths=(20, 40))
     assert [(case.operation, case.rows) for case in cases] == [
         ("entropy", 4),
         ("entropy", 3),
@@ -75,6 +75,7 @@ def test_every_operation_is_a_case() -> None:
         ("verify coupled top-k top-p", 3),
         ("verify rejection", 3),
         ("verify coupled + dispatch", 3),
+        *((f"attention {heads}, {length} tokens", queries) for heads in ("40/8", "12/2") for length in (20, 40) for queries in (1, 3)),
     ]
     check_all(cases)
 
@@ -83,7 +84,7 @@ def test_rows_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """2 MB at 1 GB/s are a floor of 2000 us: 4000 us are half the bandwidth and twice as fast as 8000 us."""
     times = {KERNEL: (4000.0, 3900.0, 4100.0), EAGER: (8000.0, 7900.0, 8100.0)}
     case = Case("entropy", 4, 512, {name: (lambda name=name: name) for name in times}, 2_000_000, by_graph=True)  # type: ignore[misc]
-    monkeypatch.setattr(kernels, "_timed", lambda run, by_graph: times[run()])
+    monkeypatch.setattr(kernels, "_timed", lambda run, by_graph, calls: times[run()])
     rows = kernels.measure(case, 1e9, "some GPU")
     assert [(row["floor_us"], row["bandwidth_share"], row["speedup"], row["timing"]) for row in rows] == [
         (2000, 0.5, 2, "graph replay"),
@@ -113,5 +114,5 @@ def test_it_runs_on_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     argv = ["kernels", "--many_rows=300", "--vocab=2048", "--compile=false", f"--csv={tmp_path}/rows.csv", f"--json={tmp_path}/rows.json"]
     bench.main(argv)
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert {row["provider"] for row in rows} == {KERNEL, EAGER, "torch log_softmax"}
+    assert {row["provider"] for row in rows} == {KERNEL, EAGER, "torch log_softmax", "torch graph", "torch whole cache"}
     assert "all kernels agree" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dispatch_rl.kernels import entropy_triton, verify_triton
+from dispatch_rl.kernels import attention_triton, entropy_triton, verify_triton
 from dispatch_rl.kernels.noise import gumbel
 from dispatch_rl.kernels.verify import Rule
 from tests.compile_kernels import CAPABILITIES
@@ -71,3 +71,23 @@ def test_entropy_can_be_captured() -> None:
     graph.replay()
     for ours, expected in zip(captured, entropy_triton.entropy(logits), strict=True):
         assert torch.equal(ours, expected)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_captured_graph_attends_to_what_is_there_at_its_replay(dtype: torch.dtype) -> None:
+    """Captured over one token and replayed over other lengths and other trees, it does what a launch does."""
+    q, visible = torch.randn(6, 40, 128, device=DEVICE, dtype=dtype), torch.ones(6, 6, dtype=torch.bool, device=DEVICE).tril_()
+    keys, values = torch.randn(16, 8_192, 128, device=DEVICE, dtype=dtype).chunk(2)
+    length = torch.tensor([6], device=DEVICE)
+    attention_triton.attention(q, keys, values, length, visible)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = attention_triton.attention(q, keys, values, length, visible)
+    for tokens in (8_192, 7, 512, 6, 4_097):
+        length.fill_(tokens)
+        visible.copy_(torch.rand(6, 6, device=DEVICE) < 0.5)
+        q.normal_()
+        graph.replay()
+        assert torch.equal(captured, attention_triton.attention(q, keys, values, length, visible))

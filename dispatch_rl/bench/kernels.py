@@ -58,7 +58,7 @@ def check_in_interpreter() -> None:
 
     # Rows that pad a tile are empty, and the interpreter's numpy warns of what is computed of them.
     with np.errstate(all="ignore"):
-        for case in make_cases(kernels(), torch.device("cpu"), many=260, few=3, vocab=1_031, compiled=False):
+        for case in make_cases(kernels(), torch.device("cpu"), many=260, few=3, vocab=1_031, compiled=False, lengths=(33, 70)):
             case.check()
 
 
@@ -91,14 +91,14 @@ def measure(case: "Case", bandwidth: float, device: str) -> list[Row]:
     """Return a row for every provider; the speed-up is over torch eager."""
     from dispatch_rl.bench.kernel_cases import EAGER
 
-    times = {name: _timed(run, case.by_graph and name != EAGER) for name, run in case.providers.items()}
+    times = {name: _timed(run, case.by_graph and name != EAGER, case.calls) for name, run in case.providers.items()}
     floor_us = 1e6 * case.moved_bytes / bandwidth
     return [
         {
             "operation": case.operation,
             "provider": name,
             "rows": case.rows,
-            "vocab": case.vocab,
+            "columns": case.columns,
             "dtype": "bfloat16",
             "timing": "graph replay" if case.by_graph and name != EAGER else "launches",
             "median_us": median,
@@ -115,13 +115,13 @@ def measure(case: "Case", bandwidth: float, device: str) -> list[Row]:
     ]
 
 
-def _timed(run: Callable[[], Any], by_graph: bool) -> tuple[float, float, float]:
-    """Return median and quantiles (us) of replaying ``run`` as a graph, or of launching it."""
+def _timed(run: Callable[[], Any], by_graph: bool, calls: int) -> tuple[float, float, float]:
+    """Return median and quantiles (us) of one of the ``calls`` that ``run`` makes, replayed as a graph or launched."""
     from triton.testing import do_bench, do_bench_cudagraph
 
     run()
     milliseconds = (do_bench_cudagraph if by_graph else do_bench)(run, quantiles=_QUANTILES)
-    median, low, high = (1000 * value for value in milliseconds)
+    median, low, high = (1000 * value / calls for value in milliseconds)
     return median, low, high
 
 
