@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from dispatch_rl.config import DecodingConfig, RewardConfig, TrainConfig
 from dispatch_rl.decoding.arms import ArmTable
 from dispatch_rl.decoding.families import Family, load_family
-from dispatch_rl.decoding.graphs import capture_graphs
 from dispatch_rl.decoding.features import feature_table
+from dispatch_rl.decoding.graphs import capture_graphs
 from dispatch_rl.decoding.loop import target_latency_ms
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.envs.rendering import ansi_round, strip

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from dispatch_rl import doctor
 from dispatch_rl.config import FamilyConfig
-from dispatch_rl.decoding import graphs
+from dispatch_rl.decoding import graphs, static
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
 from dispatch_rl.decoding.capturing import CudaGraphs, Program, Reruns
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.fused import FusedForward
-from dispatch_rl.decoding.graphs import GraphWarning, capture_graphs, student_passes, target_passes
+from dispatch_rl.decoding.graphs import GraphWarning, _does, capture_graphs, student_passes, target_passes
 from dispatch_rl.decoding.loop import warm_up
 from dispatch_rl.decoding.programs import Pass, Programs
 from dispatch_rl.decoding.sampling import Sampling
@@ -86,7 +86,7 @@ def test_a_model_whose_capture_fails_stays_eager(other: Family, monkeypatch: pyt
     """One warning with its name and the query length; it is not tried again, the others are captured, and the text is right."""
     monkeypatch.setattr(graphs, "operations", lambda device: REFERENCES)
     family = again(other, _Late(3))
-    with pytest.warns(GraphWarning, match=r"^target runs without CUDA graphs \(8 tokens: OutOfMemoryError: CUDA out of memory\.\)$"):
+    with pytest.warns(GraphWarning, match=r"^target runs without CUDA graphs \(2 tokens: OutOfMemoryError: CUDA out of memory\.\)$"):
         capture_graphs(family, ARMS, tell=lambda line: None)
     assert family.target.programs is None
     assert family.students["tiny"].programs is not None
@@ -98,6 +98,21 @@ def test_a_model_whose_capture_fails_stays_eager(other: Family, monkeypatch: pyt
         session = DecodingSession(family, [5, 6, 7], Sampling(1.0, seed=1), 40)
     while not session.finished:
         session.step(ARMS[0])
+    assert session.text_tokens == own_text(other, [5, 6, 7], session.text_tokens, Sampling(1.0, seed=1))
+
+
+def test_a_way_to_choose_that_fails_is_given_up_alone(other: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a choice that cannot be captured, passes are captured, and greedy choices; the warning says what is lost."""
+    monkeypatch.setattr(static, "shape", lambda logits, *_: logits * (int(logits.argmax()) > 0))
+    with pytest.warns(GraphWarning, match=r"^tiny chooses tokens \(coupled, watched\) without CUDA graphs \(60 tokens: CaptureError: "):
+        family = capture(other, Tapes(), ARMS)
+    programs = family.students["tiny"].programs
+    assert programs is not None
+    assert {what.then for what in programs.captured} == {None, Choice(GREEDY), Choice(COUPLED), Choice(GREEDY, watched=True)}
+    with on_device():
+        session = DecodingSession(family, [5, 6, 7], Sampling(1.0, seed=1), 40)
+    while not session.finished:
+        session.step(ARMS[1])
     assert session.text_tokens == own_text(other, [5, 6, 7], session.text_tokens, Sampling(1.0, seed=1))
 
 
@@ -118,7 +133,7 @@ def _attention(change: Callable[..., tuple[Any, ...]]) -> Callable[[pytest.Monke
 
 def _static(change: Callable[..., tuple[Any, ...]]) -> Callable[[pytest.MonkeyPatch], None]:
     right = FusedForward.static
-    return lambda patch: patch.setattr(FusedForward, "static", lambda self, *given: right(self, *change(*given)))
+    return lambda patch: patch.setattr(FusedForward, "static", lambda self, *given: right(self, *change(self, *given)))
 
 
 def _write(change: Callable[..., tuple[Any, ...]]) -> Callable[[pytest.MonkeyPatch], None]:
@@ -142,14 +157,16 @@ def _forgets_the_token(self: Inputs, token: Tensor, size: int) -> None:
     self._packed[:3].add_(1)
 
 
-def _host_position(patch: pytest.MonkeyPatch) -> None:
-    """The host's length is baked into the pass: right where it was captured, and nowhere else."""
-    right = FusedForward.static
+def _turned(model: FusedForward, tokens: Tensor, angles: tuple[Tensor, Tensor], places: Any, row: Any) -> tuple[Any, ...]:
+    """The angles are those of the positions behind the right ones."""
+    cos, sin = (angle.index_select(0, places[0].where + 1) for angle in model.angles)
+    return tokens, (cos, sin), places, row
 
-    def wrong(self: FusedForward, tokens: Tensor, positions: Tensor, places: Any, row: Any = None) -> Tensor:
-        return right(self, tokens, torch.arange(len(tokens)), places, row)
 
-    patch.setattr(FusedForward, "static", wrong)
+def _of_the_host(model: FusedForward, tokens: Tensor, angles: tuple[Tensor, Tensor], places: Any, row: Any) -> tuple[Any, ...]:
+    """The host's positions are baked into the pass: right where it was captured, and nowhere else."""
+    cos, sin = (angle[: len(tokens)] for angle in model.angles)
+    return tokens, (cos, sin), places, row
 
 
 def _before(row: Tensor | None) -> Tensor | None:
@@ -161,25 +178,31 @@ def _unwritten(patch: pytest.MonkeyPatch) -> None:
 
 
 FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
-    "length one too long": ("target", _attention(lambda length, visible: (length + 1, visible))),
-    "length one too short": ("target", _attention(lambda length, visible: (length - 1, visible))),
-    "second choices see the draft": ("target", _attention(lambda length, visible: (length, None))),
-    "positions one too far": ("target", _static(lambda tokens, positions, *rest: (tokens, positions + 1, *rest))),
-    "positions of the host": ("target", _host_position),
-    "second choices stand behind the draft": ("target", _unwritten),
-    "cache begins one too late": ("target", _write(lambda start, *rest: (start + 1, *rest))),
-    "row before the last": ("tiny", _static(lambda tokens, positions, places, row: (tokens, positions, places, _before(row)))),
-    "draft stands still": ("tiny", _moving(_stands_still)),
-    "draft forgets its token": ("tiny", _moving(_forgets_the_token)),
-    "noise of another position": ("tiny", _write(lambda start, told, *rest: (start, told._replace(position=told.position + 1), *rest))),
-    "noise of another seed": ("target", _write(lambda start, told, *rest: (start, told._replace(seed=told.seed + 1), *rest))),
+    "length one too long": ("target runs", _attention(lambda length, visible: (length + 1, visible))),
+    "length one too short": ("target runs", _attention(lambda length, visible: (length - 1, visible))),
+    "second choices see the draft": ("target runs", _attention(lambda length, visible: (length, None))),
+    "positions one too far": ("target runs", _static(_turned)),
+    "positions of the host": ("target runs", _static(_of_the_host)),
+    "second choices stand behind the draft": ("target runs", _unwritten),
+    "cache begins one too late": ("target runs", _write(lambda start, *rest: (start + 1, *rest))),
+    "row before the last": ("tiny runs", _static(lambda model, *given: (*given[:3], _before(given[3])))),
+    "draft stands still": ("tiny chooses tokens (greedy)", _moving(_stands_still)),
+    "draft forgets its token": ("tiny chooses tokens (greedy)", _moving(_forgets_the_token)),
+    "noise of another position": (
+        "tiny chooses tokens (coupled)",
+        _write(lambda start, told, *rest: (start, told._replace(position=told.position + 1), *rest)),
+    ),
+    "noise of another seed": (
+        "target judges tokens (coupled)",
+        _write(lambda start, told, *rest: (start, told._replace(seed=told.seed + 1), *rest)),
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_graph_that_does_something_else_is_found_before_it_is_used(other: Family, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model is named and stays eager."""
-    name, break_it = FAULTS[fault]
+    """The model is named, and what is wrong is done operation by operation."""
+    lost, break_it = FAULTS[fault]
     monkeypatch.setattr(graphs, "operations", lambda device: CAPTURABLE)
     monkeypatch.setattr(graphs, "SIZES", (1, 4, 8))
     break_it(monkeypatch)
@@ -188,8 +211,14 @@ def test_a_graph_that_does_something_else_is_found_before_it_is_used(other: Fami
         warnings.simplefilter("always")
         capture_graphs(family, ARMS, tell=lambda line: None)
     told = [str(w.message) for w in found]
-    assert any(line.startswith(f"{name} runs without CUDA graphs") and "GraphDiffers" in line for line in told), told
-    assert (family.target if name == "target" else family.students[name]).programs is None
+    assert any(line.startswith(f"{lost} without CUDA graphs") and "GraphDiffers" in line for line in told), told
+    name, does, *_ = lost.split()
+    programs = (family.target if name == "target" else family.students[name]).programs
+    if does == "runs":
+        assert programs is None
+    else:
+        assert programs is not None
+        assert all(_does(what.then) not in lost for what in programs.captured)
 
 
 def test_what_is_captured_is_checked(other: Family, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ Tapes stand for CUDA graphs on a CPU: they replay what was recorded, so whatever
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 
 from dispatch_rl.decoding import graphs
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
+from dispatch_rl.decoding.cache import StackedCache
 from dispatch_rl.decoding.capturing import CudaGraphs, Reruns
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.loop import Dispatch, DispatchWarning
@@ -101,7 +102,7 @@ def test_every_arm_runs_through_graphs_alone(other: Family, taped: Family, arm: 
 
 
 @pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def eager(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of all passes that are done operation by operation."""
     lengths: list[int] = []
     read = CachedModel.eager
@@ -111,7 +112,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return read(self, tokens, *args, **options)
 
     monkeypatch.setattr(CachedModel, "eager", counted)
-    yield lengths
+    return lengths
 
 
 def test_the_host_speaks_to_the_device_twice_a_round(taped: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +224,7 @@ def test_a_full_cache_is_not_written_beyond(other: Family, taped: Family, eager:
     """Where filling would not fit, the pass is done operation by operation, and the length is refused there as ever."""
     model = taped.students["tiny"]
     model.start(100)
+    assert isinstance(model.cache, StackedCache)
     model.cache.lengthen(model.cache.capacity - 5)
     model.forward(torch.tensor([1, 2, 3]), rows=1)
     assert eager == []
@@ -241,6 +243,7 @@ def test_a_student_that_fails_changes_no_token(taped: Family, fault: str) -> Non
     student = taped.students["twin"]
     dispatch = Dispatch(session, FixedPolicy(0), ArmTable([Arm("twin", 5)]))
     dispatch.step()
+    assert isinstance(student.cache, StackedCache)
     before, buffer, programs = student.cache.length, student.cache.buffer, student.programs
     assert programs is not None
     assert buffer is not None
@@ -252,15 +255,15 @@ def test_a_student_that_fails_changes_no_token(taped: Family, fault: str) -> Non
             with torch.inference_mode():
                 buffer[..., :before, :] = torch.nan
         elif fault == "cache is gone":
-            student.cache._buffer = None  # type: ignore[union-attr]
+            student.cache._buffer = None
         else:
-            student.cache._length = before + 500  # type: ignore[union-attr]
+            student.cache._length = before + 500
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             while not session.finished:
                 dispatch.step()
     finally:
-        programs._programs, student.cache._buffer = kept, buffer  # type: ignore[union-attr]
+        programs._programs, student.cache._buffer = kept, buffer
     assert session.text_tokens == own_text(taped, [5, 6, 7], session.text_tokens, Sampling(1.0, seed=2))
     assert [w.category for w in found] == [DispatchWarning] * (dispatch.failure is not None)
     if fault in ("replay raises", "cache is NaN"):
@@ -282,7 +285,7 @@ def test_kernels_write_the_same(other: Family) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graphs, "operations", lambda device: chosen)
         patch.setattr(graphs, "USUAL", (Sampling(1.0),))
-        patch.setattr(graphs, "SIZES", (1, 2, 4))
+        patch.setattr(graphs, "SIZES", (1, 4))
         patch.setattr(graphs, "check_pass", lambda *_: None)
         graphs.capture_graphs(family, arms, tell=lambda line: None)
     assert Pass(4, Choice(Rule("coupled")), 2) in family.students["tiny"].programs.captured  # type: ignore[union-attr]

@@ -140,19 +140,23 @@ class FusedForward:
         angles = self._cos[positions], self._sin[positions]
         return self._run(tokens, angles, cache, mask, False, rows)
 
-    def static(self, tokens: Tensor, positions: Tensor, places: Sequence[StaticPlace], row: Tensor | None = None) -> Tensor:
+    @property
+    def angles(self) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines of what was reserved ``[positions, 1, head_dim]``; more are made elsewhere."""
+        return self._cos, self._sin
+
+    def static(self, tokens: Tensor, angles: tuple[Tensor, Tensor], places: Sequence[StaticPlace], row: Tensor | None = None) -> Tensor:
         """Read ``tokens [tokens]`` without the host knowing where: a captured graph does the same wherever its inputs say.
 
         Args:
             tokens: Token ids.
-            positions: Positions of the tokens, on the device and within what was reserved ``[tokens]``.
+            angles: Cosines and signed sines of the tokens' positions ``[tokens, 1, head_dim]``.
             places: Every layer's.
             row: Return the logits of this row alone ``[1]``; None means all.
 
         Returns:
             Logits ``[rows, vocab]``.
         """
-        angles = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
         return self._layered(tokens[None], angles, places, None, False, row)[0]
 
     def _run(

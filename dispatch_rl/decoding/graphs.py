@@ -9,7 +9,7 @@ from time import perf_counter
 
 import torch
 
-from dispatch_rl.decoding.arms import LOOKUP, Arm
+from dispatch_rl.decoding.arms import Arm
 from dispatch_rl.decoding.cache import StackedCache
 from dispatch_rl.decoding.capturing import Capturer
 from dispatch_rl.decoding.checking import check_pass
@@ -48,7 +48,8 @@ def capture_graphs(
 ) -> None:
     """Capture the passes that ``arms`` need, if the family captures any; what was captured before stays.
 
-    A model whose graphs cannot be captured, or do not do what its eager passes do, runs without, after one :class:`GraphWarning`.
+    A model whose graphs cannot be captured, or do not do what its eager passes do, runs without, after one :class:`GraphWarning`. If that
+    is so of one way to choose tokens only, then only that is done operation by operation.
 
     Args:
         family: The models.
@@ -99,6 +100,15 @@ def student_passes(arms: Sequence[Arm], rules: Iterable[Rule], clarity: bool) ->
     return steps | {Pass(size, Choice(rule), k) for size in _up_to(_AT_ONCE) for rule in rules for k in whole}
 
 
+def _does(then: Choice | Rule | None) -> str:
+    """Return in words what is done behind a pass."""
+    if then is None:
+        return "runs"
+    rule, look = (then.rule, then.watched) if isinstance(then, Choice) else (then, False)
+    filters = "".join(f", {name} {value:g}" for name, value in (("top-k", rule.top_k), ("top-p", rule.top_p)) if value is not None)
+    return f"{'chooses' if isinstance(then, Choice) else 'judges'} tokens ({rule.method}{filters}{', watched' if look else ''})"
+
+
 def _up_to(longest: int) -> set[int]:
     """Return the sizes that take anything up to ``longest``, as far as there are any."""
     return {size for size, below in zip(SIZES, (0, *SIZES), strict=False) if below < longest}
@@ -118,26 +128,32 @@ class _Capture:
         model, capturer = self.model, self.family.capturer
         if capturer is None or not model.can_capture:
             return
-        programs = model.programs or self._programs(capturer)
-        missing = sorted(wanted - programs.captured, key=lambda what: (-what.size, what.steps, str(what.then)))
-        if not missing:
-            return
-        model.programs, began, before = None, perf_counter(), _allocated(model.device)
-        at = missing[0]
-        try:
-            for at in missing:
-                programs.capture(at)
-                check_pass(model, programs, at, operations(model.device))
-        except Exception as error:  # of whatever kind: the eager path is always there
-            model.can_capture = False
-            reason = f"{at}: {type(error).__name__}: {first_line(error)}"
-            warnings.warn(f"{self.name} runs without CUDA graphs ({reason})", GraphWarning, stacklevel=2)
-            return
-        finally:
-            model.roll_back(0)
-        model.programs = programs
-        size = (_allocated(model.device) - before) / 2**20
-        self.tell(f"CUDA graphs of {self.name}: {len(missing)} captured in {perf_counter() - began:.1f} s, {size:.0f} MiB")
+        began, before = perf_counter(), _allocated(model.device)
+        programs, model.programs = model.programs or self._programs(capturer), None
+        missing = {what for what in wanted - programs.captured if what.then not in programs.refused}
+        # The passes alone come first: without them there is no choice either.
+        for then in sorted({what.then for what in missing}, key=lambda then: (then is not None, str(then))):
+            if model.can_capture:
+                self._try(programs, [what for what in missing if what.then == then])
+        model.roll_back(0)
+        model.programs = programs if model.can_capture else None
+        if done := len(missing & programs.captured):
+            size = (_allocated(model.device) - before) / 2**20
+            self.tell(f"CUDA graphs of {self.name}: {done} captured in {perf_counter() - began:.1f} s, {size:.0f} MiB")
+
+    def _try(self, programs: Programs, passes: Sequence[Pass]) -> None:
+        """Capture and check passes that end in the same way; if one fails, all of them are given up."""
+        # From large to small, so that what one needs has room where another had its own.
+        for what in sorted(passes, key=lambda what: (-what.size, what.steps)):
+            try:
+                programs.capture(what)
+                check_pass(self.model, programs, what, operations(self.model.device))
+            except Exception as error:  # of whatever kind: the eager path is always there
+                programs.give_up(what.then)
+                self.model.can_capture &= what.then is not None
+                reason = f"{what}: {type(error).__name__}: {first_line(error)}"
+                warnings.warn(f"{self.name} {_does(what.then)} without CUDA graphs ({reason})", GraphWarning, stacklevel=4)
+                return
 
     def _programs(self, capturer: Capturer) -> Programs:
         """Return what will hold the model's passes, with room for a usual text."""

@@ -67,6 +67,8 @@ class Programs:
     def __init__(self, cache: StackedCache, passes: StaticPasses, capturer: Capturer, renew: Callable[[AbstractSet[Pass]], None]) -> None:
         self.passes = passes
         self.renew = renew
+        self.refused: set[Choice | Rule | None] = set()
+        """What was given up and is not tried again."""
         self._cache = cache
         self._capturer = capturer
         self._programs: dict[Pass, Program] = {}
@@ -78,6 +80,13 @@ class Programs:
     def captured(self) -> frozenset[Pass]:
         """What was captured."""
         return frozenset(self._programs)
+
+    def give_up(self, then: Choice | Rule | None) -> None:
+        """Let the passes with one way to choose or judge go, all of them if it is None."""
+        self.refused.add(then)
+        for what in [what for what in self._programs if then is None or what.then == then]:
+            del self._programs[what]
+            self._sizes.pop((what.then, what.steps), None)
 
     @property
     def fits(self) -> bool:

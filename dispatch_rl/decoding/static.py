@@ -127,6 +127,8 @@ class StaticPasses:
         self.report = torch.zeros(HEADER + 4 * MOST, dtype=torch.int64, device=device)
         """What was judged, as :class:`Verified` packs it, and behind it the tokens that were read."""
         self._fused, self._vocab, self._operations = fused, vocab, operations
+        # Held here: the model makes others when it reads longer texts elsewhere, and a graph goes on reading these.
+        self._cos, self._sin = fused.angles
         self._count = torch.arange(MOST, device=device)
         self._itself = torch.eye(MOST, dtype=torch.bool, device=device)
         self._no_tokens = torch.empty(0, dtype=torch.int64, device=device)
@@ -142,7 +144,8 @@ class StaticPasses:
         length = (inputs.start + size)[0]
         layers = [StaticPlace(layer[0], where, length, visible, self._operations.attention) for layer in self.buffer]
         row = None if self.judges or size == 1 else inputs.row
-        logits = self._fused.static(inputs.tokens[:size], positions, layers, row)
+        angles = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+        logits = self._fused.static(inputs.tokens[:size], angles, layers, row)
         self.logits[: len(logits)].copy_(logits[:, : self._vocab])
 
     def draft(self, size: int, choice: Choice, steps: int = 1) -> None:

@@ -59,8 +59,8 @@ def measure(
     lengths = sorted({*own, *settings.draft_lengths})
     texts = MeasuredTexts.of(family, settings, max(lengths))
     for name in family.students:
-        watched = [Arm(name, max(lengths), min_margin=_SURE)] if config.watches else []
-        capture_graphs(family, [*(Arm(name, length) for length in lengths), *watched], [config.sampling])
+        watching = [Arm(name, max(lengths), min_margin=_SURE)] if config.watches else []
+        capture_graphs(family, [*(Arm(name, length) for length in lengths), *watching], [config.sampling])
     warm_up(family, ArmTable([Arm(NONE), Arm(LOOKUP, 2), *(Arm(name, max(lengths)) for name in family.students)]))
     rng = np.random.default_rng(settings.seed)
     stretches = _stretches(rng, family, texts.edges[-1])
