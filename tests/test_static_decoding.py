@@ -24,6 +24,7 @@ from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.decoding.static import Choice, Inputs, Told
 from dispatch_rl.kernels import operations
+from dispatch_rl.kernels.noise import gumbel
 from dispatch_rl.kernels.verify import Rule
 from dispatch_rl.policies.fixed import FixedPolicy
 from tests.families import llama, qwen2
@@ -152,22 +153,57 @@ def test_sessions_that_take_turns_do_not_disturb_each_other(other: Family, taped
         assert session.text_tokens == expected.text_tokens
 
 
-def test_a_graph_is_told_anew_when_the_cache_was_rolled_back(other: Family, taped: Family) -> None:
-    """The same token at another place, as after a roll-back, is not where the inputs have it."""
-    student, plain = taped.students["twin"], other.students["twin"]
+@pytest.mark.parametrize("change", ["none", "rolled back", "other token", "other position", "other seed"])
+def test_inputs_are_kept_only_while_they_are_right(other: Family, taped: Family, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second token of a draft is chosen without a word from the host if it follows the first, and else by what the host says."""
+    student, plain, written = taped.students["twin"], again(other, None).students["twin"], list[int]()
     for model in (student, plain):
         model.start(100)
-        model.forward(torch.tensor([5, 6, 7]), rows=1)
-    programs = student.programs
+        model.eager(torch.tensor([5, 6, 7]), rows=1)
+    programs, choice, told = student.programs, Choice(Rule("coupled")), Told(position=4, seed=3)
     assert programs is not None
-    first = programs.draft(Choice(Rule()), Told(position=4), [9], [])
+    first = programs.draft(choice, told, [9], [])
     assert first is not None
-    token = first[0].token.clone()
-    student.roll_back(3)
-    again_first = programs.draft(Choice(Rule()), Told(position=5, slot=1), [], [first[0].token])
-    assert again_first is not None
-    expected = plain.forward(token, rows=1).argmax(-1)
-    assert again_first[0].token.tolist() == expected.tolist()
+    token, told, read = first[0].token, told.after(1), [9]
+    if change == "rolled back":
+        student.roll_back(3)
+        read = []
+    elif change == "other token":
+        token = (token + 1) % taped.vocab
+    elif change == "other position":
+        told = told._replace(position=told.position + 3)
+    elif change == "other seed":
+        told = told._replace(seed=8)
+    logits = plain.eager(torch.tensor([*read, int(token)]), rows=1)
+    expected = (logits + gumbel(told.seed, torch.tensor([told.position]), taped.vocab)).argmax(-1)
+    write = Inputs.write
+
+    def counted(self: Inputs, *args: Any, **options: Any) -> None:
+        written.append(args[0])
+        write(self, *args, **options)
+
+    monkeypatch.setattr(Inputs, "write", counted)
+    second = programs.draft(choice, told, [], [token])
+    assert second is not None
+    assert second[0].token.tolist() == expected.tolist()
+    assert len(written) == (change != "none")
+
+
+def test_second_choices_are_no_part_of_the_draft(other: Family, taped: Family) -> None:
+    """Behind a draft that stands whole comes a second choice that happens to be the token that follows: it is not accepted with it."""
+    target, plain, tokens = taped.target, again(other, None).target, [5, 6, 7]
+    for model in (target, plain):
+        model.start(100)
+        model.eager(torch.tensor(tokens), rows=1)
+    own = [9]
+    for _ in range(3):
+        own.append(int(plain.eager(torch.tensor(own[-1:]), rows=1).argmax()))
+    assert target.programs is not None
+    *drafted, following = (torch.tensor([token]) for token in own[1:])
+    judged = target.programs.judge(Rule(), Told(position=4), 9, drafted, {0: following})
+    assert judged is not None
+    found, read = judged.told(judged.report)
+    assert (int(found.accepted), int(found.following), read[:4]) == (2, own[3], [*own[:3], own[3]])
 
 
 def test_rejection_sampling_reads_by_graphs_and_draws_eagerly(other: Family, taped: Family) -> None:
