@@ -4,7 +4,6 @@ Tapes stand for CUDA graphs on a CPU: they replay what was recorded, so whatever
 """
 
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from dispatch_rl.decoding import graphs
-from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
+from dispatch_rl.decoding.arms import Arm, ArmTable
 from dispatch_rl.decoding.cache import StackedCache
 from dispatch_rl.decoding.capturing import CudaGraphs, Reruns
 from dispatch_rl.decoding.families import Family
@@ -22,59 +21,21 @@ from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.programs import Pass
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
-from dispatch_rl.decoding.static import Choice, Inputs, Told
+from dispatch_rl.decoding.static import Choice
 from dispatch_rl.kernels import operations
-from dispatch_rl.kernels.noise import gumbel
 from dispatch_rl.kernels.verify import Rule
 from dispatch_rl.policies.fixed import FixedPolicy
 from tests.families import llama, qwen2
 from tests.helpers import DEVICE, needs_gpu
-from tests.statics import CAPTURABLE, again, capture, on_device, outline
+from tests.statics import ARMS, CAPTURABLE, FILTERED, again, decode, on_device, outline
 from tests.tape import Tapes
 from tests.test_lossless import own_text, random_sampling, steppers
 
-ARMS = (
-    Arm("tiny", 4),
-    Arm("twin", 5),
-    Arm("twin", 3, min_margin=0.1, max_entropy=2.0),
-    Arm("tiny", 6, min_confidence=0.3, hedge_below=3.0),
-    Arm(LOOKUP, 3),
-    Arm(NONE),
-)
-FILTERED = Sampling(0.7, top_k=20, top_p=0.9, seed=4)
 
-
-@pytest.fixture(scope="module")
-def tapes() -> Tapes:
-    """What recorded the passes of :func:`taped`."""
-    return Tapes()
-
-
-@pytest.fixture(scope="module")
-def taped(other: Family, tapes: Tapes) -> Family:
-    """The other family with everything captured on tapes that its arms need."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return capture(other, tapes, ARMS, samplings=[FILTERED])
-
-
-def decode(
-    family: Family, prompt: Sequence[int], sampling: Sampling, limit: int, step: Callable[[DecodingSession], object]
-) -> DecodingSession:
-    """Decode to the end; a family with captured passes samples as on a GPU."""
-    if family.capturer is None:
-        session = DecodingSession(family, prompt, sampling, limit)
-    else:
-        with on_device():
-            session = DecodingSession(family, prompt, sampling, limit)
-    while not session.finished:
-        step(session)
-    return session
-
-
-def test_any_policy_writes_the_same_rounds(other: Family, taped: Family, tapes: Tapes) -> None:
+def test_any_policy_writes_the_same_rounds(other: Family, taped: Family) -> None:
     """Random prompts, samplings and policies without sense, those by token included: the records agree, and the text is the target's."""
-    before = tapes.replays
+    assert isinstance(taped.capturer, Tapes)
+    before = taped.capturer.replays
     for seed in range(30):
         both = []
         for family in (other, taped):
@@ -85,7 +46,7 @@ def test_any_policy_writes_the_same_rounds(other: Family, taped: Family, tapes: 
         plain, captured = both
         assert outline(captured) == outline(plain), seed
         assert captured.text_tokens == own_text(other, prompt, captured.text_tokens, sampling)
-    assert tapes.replays - before > 500
+    assert taped.capturer.replays - before > 500
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
@@ -100,38 +61,6 @@ def test_every_arm_runs_through_graphs_alone(other: Family, taped: Family, arm: 
     for ours, theirs in zip(captured.rounds, plain.rounds, strict=True):
         assert ours.entropies_nats == pytest.approx(theirs.entropies_nats, abs=1e-4)
     assert eager == []
-
-
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The lengths of all passes that are done operation by operation."""
-    lengths: list[int] = []
-    read = CachedModel.eager
-
-    def counted(self: CachedModel, tokens: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        lengths.append(len(tokens))
-        return read(self, tokens, *args, **options)
-
-    monkeypatch.setattr(CachedModel, "eager", counted)
-    return lengths
-
-
-def test_the_host_speaks_to_the_device_twice_a_round(taped: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once for the draft, however long it is, and once for its verification."""
-    told: list[int] = []
-    write = Inputs.write
-
-    def counted(self: Inputs, *args: Any, **options: Any) -> None:
-        told.append(args[0])
-        write(self, *args, **options)
-
-    monkeypatch.setattr(Inputs, "write", counted)
-    for arm in (Arm("twin", 5), Arm("twin", 9)):  # captured at once, and a graph for each step
-        session = decode(taped, [5, 6, 7], Sampling(1.0, seed=1), 60, lambda s, arm=arm: s.step(arm))  # type: ignore[misc]
-        rounds = [record for record in session.rounds if record.drafted]
-        assert len(told) == 1 + len(session.rounds) + len(rounds), "the prompt is read by a graph too"
-        assert any(len(record.drafted) == arm.length for record in rounds)
-        told.clear()
 
 
 def test_sessions_that_take_turns_do_not_disturb_each_other(other: Family, taped: Family) -> None:
@@ -151,59 +80,6 @@ def test_sessions_that_take_turns_do_not_disturb_each_other(other: Family, taped
             session.step(arm)
     for session, expected in zip(together, alone, strict=True):
         assert session.text_tokens == expected.text_tokens
-
-
-@pytest.mark.parametrize("change", ["none", "rolled back", "other token", "other position", "other seed"])
-def test_inputs_are_kept_only_while_they_are_right(other: Family, taped: Family, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second token of a draft is chosen without a word from the host if it follows the first, and else by what the host says."""
-    student, plain, written = taped.students["twin"], again(other, None).students["twin"], list[int]()
-    for model in (student, plain):
-        model.start(100)
-        model.eager(torch.tensor([5, 6, 7]), rows=1)
-    programs, choice, told = student.programs, Choice(Rule("coupled")), Told(position=4, seed=3)
-    assert programs is not None
-    first = programs.draft(choice, told, [9], [])
-    assert first is not None
-    token, told, read = first[0].token, told.after(1), [9]
-    if change == "rolled back":
-        student.roll_back(3)
-        read = []
-    elif change == "other token":
-        token = (token + 1) % taped.vocab
-    elif change == "other position":
-        told = told._replace(position=told.position + 3)
-    elif change == "other seed":
-        told = told._replace(seed=8)
-    logits = plain.eager(torch.tensor([*read, int(token)]), rows=1)
-    expected = (logits + gumbel(told.seed, torch.tensor([told.position]), taped.vocab)).argmax(-1)
-    write = Inputs.write
-
-    def counted(self: Inputs, *args: Any, **options: Any) -> None:
-        written.append(args[0])
-        write(self, *args, **options)
-
-    monkeypatch.setattr(Inputs, "write", counted)
-    second = programs.draft(choice, told, [], [token])
-    assert second is not None
-    assert second[0].token.tolist() == expected.tolist()
-    assert len(written) == (change != "none")
-
-
-def test_second_choices_are_no_part_of_the_draft(other: Family, taped: Family) -> None:
-    """Behind a draft that stands whole comes a second choice that happens to be the token that follows: it is not accepted with it."""
-    target, plain, tokens = taped.target, again(other, None).target, [5, 6, 7]
-    for model in (target, plain):
-        model.start(100)
-        model.eager(torch.tensor(tokens), rows=1)
-    own = [9]
-    for _ in range(3):
-        own.append(int(plain.eager(torch.tensor(own[-1:]), rows=1).argmax()))
-    assert target.programs is not None
-    *drafted, following = (torch.tensor([token]) for token in own[1:])
-    judged = target.programs.judge(Rule(), Told(position=4), 9, drafted, {0: following})
-    assert judged is not None
-    found, read = judged.told(judged.report)
-    assert (int(found.accepted), int(found.following), read[:4]) == (2, own[3], [*own[:3], own[3]])
 
 
 def test_rejection_sampling_reads_by_graphs_and_draws_eagerly(other: Family, taped: Family) -> None:
@@ -254,21 +130,6 @@ def test_a_text_that_outgrows_the_cache_is_captured_again(monkeypatch: pytest.Mo
     assert captured.target.cache.capacity == 1024
     assert captured.target.programs is not None
     assert captured.target.programs.fits
-
-
-def test_a_full_cache_is_not_written_beyond(other: Family, taped: Family, eager: list[int]) -> None:
-    """Where filling would not fit, the pass is done operation by operation, and the length is refused there as ever."""
-    model = taped.students["tiny"]
-    model.start(100)
-    assert isinstance(model.cache, StackedCache)
-    model.cache.lengthen(model.cache.capacity - 5)
-    model.forward(torch.tensor([1, 2, 3]), rows=1)
-    assert eager == []
-    model.forward(torch.tensor([1]), rows=1)
-    assert eager == []
-    with pytest.raises(IndexError, match="the cache holds 512 tokens, 513 are needed"):
-        model.forward(torch.tensor([1, 2]), rows=1)
-    model.roll_back(0)
 
 
 @pytest.mark.parametrize("fault", ["replay raises", "cache is NaN", "cache is gone", "cache is too long"])

@@ -3,21 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dispatch_rl.decoding.arms import Arm
+from dispatch_rl.decoding.clearness import entropies_nats, two_best
 from dispatch_rl.decoding.draft_features import Clarity
+from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.kernels.entropy import RowStatistics
 from dispatch_rl.kernels.noise import Stream, gumbel, uniform
 from dispatch_rl.kernels.operations import operations
 from dispatch_rl.kernels.verify import shape, verify_exact, verify_rejection
-
-if TYPE_CHECKING:
-    from dispatch_rl.decoding.models import CachedModel
 
 _NOISE_BLOCK = 1 << 17
 """Noise is made for about this many (position, token) pairs at a time."""
@@ -95,18 +94,6 @@ class Judgement(NamedTuple):
     """The tokens that were read: the text's last, the draft, second choices."""
 
 
-def two_best(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how much the best of every row of ``scores [rows, vocab]`` is ahead, and which the second best is ``[rows]``."""
-    best = scores.topk(2)
-    return best.values[:, 0] - best.values[:, 1], best.indices[:, 1]
-
-
-def entropies_nats(logits: Tensor) -> Tensor:
-    """Return the entropies of the rows of ``logits [rows, vocab]``."""
-    entropies: Tensor = torch.special.entr(logits.softmax(-1)).sum(-1)
-    return entropies
-
-
 class Sampler:
     """Draws and verifies tokens. Noise depends on (seed, position, token), so target and students share it."""
 
@@ -118,7 +105,7 @@ class Sampler:
         self._block: Tensor | None = None
         self._block_start = 0
 
-    def next(self, student: str, model: "CachedModel", unread: Unread, at: Place, arm: Arm | None, clarity: bool) -> DraftToken | None:
+    def next(self, student: str, model: CachedModel, unread: Unread, at: Place, arm: Arm | None, clarity: bool) -> DraftToken | None:
         """Let a student read what it has not read and choose the next token.
 
         Args:
@@ -147,7 +134,7 @@ class Sampler:
             return None
         return DraftToken(student, *self.draft(logits, at.position, at.draw, scores), logits, look.second, chance=look.chance)
 
-    def run(self, student: str, model: "CachedModel", unread: Unread, at: Place, steps: int) -> list[DraftToken] | None:
+    def run(self, student: str, model: CachedModel, unread: Unread, at: Place, steps: int) -> list[DraftToken] | None:
         """Let a student choose the next ``steps`` tokens without a look at them; None if it has to be asked for each.
 
         Raises:
@@ -165,7 +152,7 @@ class Sampler:
         if logits and torch.cat(logits).amax().isnan():
             raise FloatingPointError("logits that are not numbers")
 
-    def judge(self, model: "CachedModel", last: int, draft: Sequence[DraftToken], hedges: Mapping[int, Tensor], at: Place) -> Judgement:
+    def judge(self, model: CachedModel, last: int, draft: Sequence[DraftToken], hedges: Mapping[int, Tensor], at: Place) -> Judgement:
         """Let the target read the ``last`` token of the text, the ``draft`` and second choices beside it, and judge the draft.
 
         Args:

@@ -1,7 +1,6 @@
 """A language model with its cache: tokens in, logits out, roll back at will."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,9 +8,7 @@ from transformers import PreTrainedModel
 
 from dispatch_rl.decoding.cache import AnyCache, RollbackCache
 from dispatch_rl.decoding.fused import FusedForward, is_supported
-
-if TYPE_CHECKING:
-    from dispatch_rl.decoding.programs import Programs
+from dispatch_rl.decoding.programs import Programs
 
 
 class CachedModel:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dispatch_rl.decoding.cache import StackedCache, StaticPlace
-from dispatch_rl.decoding.drafting import entropies_nats, two_best
+from dispatch_rl.decoding.clearness import entropies_nats, two_best
 from dispatch_rl.decoding.fused import FusedForward
 from dispatch_rl.kernels.noise import gumbel
 from dispatch_rl.kernels.operations import Operations
