@@ -18,12 +18,14 @@ from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.fused import FusedForward
 from dispatch_rl.decoding.graphs import GraphWarning, _does, capture_graphs, student_passes, target_passes
 from dispatch_rl.decoding.loop import warm_up
+from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.programs import Pass, Programs
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.decoding.static import Choice, Inputs, StaticPasses
 from dispatch_rl.kernels.operations import REFERENCES
 from dispatch_rl.kernels.verify import Rule
+from tests.families import llama, qwen2
 from tests.helpers import DEVICE, needs_gpu
 from tests.statics import CAPTURABLE, again, attention, capture, on_device
 from tests.tape import CaptureError, Tapes
@@ -232,6 +234,24 @@ def test_what_is_captured_is_checked(other: Family, monkeypatch: pytest.MonkeyPa
     assert all(isinstance(model.programs, Programs) for model in (family.target, family.students["tiny"]))
     assert StaticPasses.read is not None
     assert family.target.length == 0
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_rounding_of_bfloat16_is_no_difference(other: Family, wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention in another precision stays within the bound, and one that forgets a token does not."""
+
+    def rounded(q: Tensor, keys: Tensor, values: Tensor, length: Tensor, visible: Tensor | None = None) -> Tensor:
+        return attention(q.float(), keys.float(), values.float(), length - int(wrong), visible).bfloat16()
+
+    monkeypatch.setattr(graphs, "operations", lambda device: replace(CAPTURABLE, attention=rounded))
+    monkeypatch.setattr(graphs, "SIZES", (1, 4, 8))
+    models = {"target": llama(320, 32, 3, seed=1), "tiny": qwen2(320, 16, 1, seed=2)}
+    target, tiny = (CachedModel(model.bfloat16().eval().requires_grad_(False), 320) for model in models.values())
+    family = replace(other, target=target, students={"tiny": tiny}, vocab=320, capturer=Tapes())
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        capture_graphs(family, ARMS, tell=lambda line: None)
+    assert [str(w.message).partition(" without")[0] for w in found] == (["target runs", "tiny runs"] if wrong else [])
 
 
 @needs_gpu

@@ -176,7 +176,7 @@ class _Broken:
 @pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning")  # of numpy, in the interpreter
 def test_kernels_write_the_same(other: Family) -> None:
     """Attention, verification and choice by Triton kernels (in the interpreter without a GPU), rerun over the same buffers."""
-    arms = [Arm("tiny", 2)]
+    arms = [Arm("tiny", 2), Arm("tiny", 2, min_margin=0.01)]
     chosen = operations.kernels()
     family = again(other, Reruns())
     with pytest.MonkeyPatch.context() as patch:
@@ -186,12 +186,13 @@ def test_kernels_write_the_same(other: Family) -> None:
         patch.setattr(graphs, "check_pass", lambda *_: None)
         graphs.capture_graphs(family, arms, tell=lambda line: None)
     assert Pass(4, Choice(Rule("coupled")), 2) in family.students["tiny"].programs.captured  # type: ignore[union-attr]
-    plain = decode(other, [5, 6, 7], Sampling(1.0, seed=1), 7, lambda s: s.step(arms[0]))
-    with on_device(chosen):
-        session = DecodingSession(family, [5, 6, 7], Sampling(1.0, seed=1), 7)
-    while not session.finished:
-        session.step(arms[0])
-    assert outline(session) == outline(plain)
+    for arm in arms:
+        plain = decode(other, [5, 6, 7], Sampling(1.0, seed=1), 7, lambda s, arm=arm: s.step(arm))  # type: ignore[misc]
+        with on_device(chosen):
+            session = DecodingSession(family, [5, 6, 7], Sampling(1.0, seed=1), 7)
+        while not session.finished:
+            session.step(arm)
+        assert outline(session) == outline(plain)
 
 
 @needs_gpu

@@ -15,7 +15,7 @@ from torch import Tensor
 from dispatch_rl.decoding.cache import StackedCache, StaticPlace
 from dispatch_rl.decoding.clearness import entropies_nats, two_best
 from dispatch_rl.decoding.fused import FusedForward
-from dispatch_rl.kernels.noise import gumbel
+from dispatch_rl.kernels.noise import Stream, to_gumbel
 from dispatch_rl.kernels.operations import Operations
 from dispatch_rl.kernels.verify import HEADER, Rule, Turn, Verified, shape
 
@@ -174,7 +174,8 @@ class StaticPasses:
         scores = logits
         if rule.method != "greedy":
             shaped = shape(logits, turn.temperature, rule.top_k, rule.top_p)
-            scores = shaped + gumbel(turn.seed.view(1), turn.position.view(1), self._vocab)
+            first, seed, position = self._count[:1], turn.seed.view(1), turn.position.view(1)
+            scores = shaped + to_gumbel(self._operations.uniform(seed, position, self._vocab, Stream.TOKEN, first))
         margin, second = two_best(scores)
         token, nothing = scores.argmax(-1), torch.zeros_like(margin, dtype=torch.float32)
         numbers = torch.cat([entropies_nats(logits).float(), nothing, margin.float(), nothing]).view(torch.int64)
