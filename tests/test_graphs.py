@@ -140,7 +140,7 @@ def _static(change: Callable[..., tuple[Any, ...]]) -> Callable[[pytest.MonkeyPa
 
 def _write(change: Callable[..., tuple[Any, ...]]) -> Callable[[pytest.MonkeyPatch], None]:
     right = Inputs.write
-    return lambda patch: patch.setattr(Inputs, "write", lambda self, *given: right(self, *change(*given)))
+    return lambda patch: patch.setattr(Inputs, "write", lambda self, *given: right(self, *(change(*given) if len(given) > 3 else given)))
 
 
 def _moving(wrong: Callable[[Inputs, Tensor, int], None]) -> Callable[[pytest.MonkeyPatch], None]:
@@ -175,17 +175,16 @@ def _before(row: Tensor | None) -> Tensor | None:
     return None if row is None else (row - 1).clamp(min=0)
 
 
-def _unwritten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Inputs, "write_places", lambda self, places: None)
-
-
 FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "length one too long": ("target runs", _attention(lambda length, visible: (length + 1, visible))),
     "length one too short": ("target runs", _attention(lambda length, visible: (length - 1, visible))),
     "second choices see the draft": ("target runs", _attention(lambda length, visible: (length, None))),
     "positions one too far": ("target runs", _static(_turned)),
     "positions of the host": ("target runs", _static(_of_the_host)),
-    "second choices stand behind the draft": ("target runs", _unwritten),
+    "second choices stand behind the draft": (
+        "target runs",
+        _write(lambda start, told, known, more, beside, drafted: (start, told, known, more, (), drafted)),
+    ),
     "cache begins one too late": ("target runs", _write(lambda start, *rest: (start + 1, *rest))),
     "row before the last": ("tiny runs", _static(lambda model, *given: (*given[:3], _before(given[3])))),
     "draft stands still": ("tiny chooses tokens (greedy)", _moving(_stands_still)),

@@ -99,7 +99,6 @@ class Programs:
         self._next = None
         self._cache.length = 0
         self.passes.inputs.write(0, Told(), [0] * what.size)
-        self.passes.inputs.write_places(range(what.size))
         self._programs[what] = self._capturer.capture(self._body(what))
         self._sizes[what.then, what.steps] = sorted({*self._sizes[what.then, what.steps], what.size})
 
@@ -213,9 +212,5 @@ class Programs:
             drafted: Draft tokens among them, for the judgement.
         """
         self._next = None
-        inputs = self.passes.inputs
-        inputs.write(self._cache.length, told, known, more, drafted)
-        if self.passes.judges and what.size > 1:
-            real = len(known) + sum(map(len, more))
-            inputs.write_places([*range(real - len(beside)), *beside, *range(real, what.size)])
+        self.passes.inputs.write(self._cache.length, told, known, more, beside, drafted)
         self._programs[what].replay()

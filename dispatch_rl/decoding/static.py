@@ -23,8 +23,8 @@ MOST = 60
 """Most tokens of a captured pass: what :mod:`dispatch_rl.kernels.attention_triton` takes, and not quite."""
 SLOTS = 256
 """Longest draft whose choices are kept (tokens)."""
-_START, _POSITION, _SLOT, _ROW, _DRAW, _DRAFTED, _SEED, _TEMPERATURE, _TOKENS = range(9)
-_PLACES = _TOKENS + MOST
+_START, _POSITION, _SLOT, _ROW, _DRAW, _DRAFTED, _SEED, _TEMPERATURE, _PLACES = range(9)
+_TOKENS = _PLACES + MOST
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,23 @@ class Inputs:
     """What a pass reads, in one piece, so that one copy brings it to the device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._packed = torch.zeros(_PLACES + MOST, dtype=torch.int64, device=device)
+        self._packed = torch.zeros(_TOKENS + MOST, dtype=torch.int64, device=device)
         self.start = self._packed[_START : _START + 1]
         """Tokens that the cache holds ``[1]``."""
         self.row = self._packed[_ROW : _ROW + 1]
         """Which of the tokens is the last real one ``[1]``."""
         self.slot = self._packed[_SLOT : _SLOT + 1]
         """Where the choice is kept ``[1]``."""
-        self.tokens = self._packed[_TOKENS:_PLACES]
+        self.tokens = self._packed[_TOKENS:]
         """Token ids; those behind the real ones are filling."""
-        self.places = self._packed[_PLACES:]
+        self.places = self._packed[_PLACES:_TOKENS]
         """In place of which token each of them stands: itself, or a draft token whose alternative it is."""
         position, draw, drafted, seed = (self._packed[i] for i in (_POSITION, _DRAW, _DRAFTED, _SEED))
         self.turn = Turn(seed, position, draw, drafted, self._packed[_TEMPERATURE : _TEMPERATURE + 1].view(torch.float32)[0])
 
-    def write(self, start: int, told: Told, known: Sequence[int], more: Sequence[Tensor] = (), drafted: int = 0) -> None:
+    def write(
+        self, start: int, told: Told, known: Sequence[int], more: Sequence[Tensor] = (), beside: Sequence[int] = (), drafted: int = 0
+    ) -> None:
         """Say what is read: ``known`` token ids and behind them ``more``, which are on the device.
 
         Args:
@@ -80,19 +82,17 @@ class Inputs:
             told: Of what is chosen.
             known: Token ids.
             more: Further token ids ``[tokens]``.
+            beside: In place of which tokens the last of them stand.
             drafted: Draft tokens among them, for the judgement.
         """
         temperature = unpack("<i", pack("<f", told.temperature))[0]
-        row = len(known) + sum(map(len, more)) - 1
-        numbers = [start, told.position, told.slot, row, told.draw, drafted, told.seed, temperature, *known]
+        real = len(known) + sum(map(len, more))
+        places = (*range(real - len(beside)), *beside, *range(real, MOST))
+        numbers = [start, told.position, told.slot, real - 1, told.draw, drafted, told.seed, temperature, *places, *known]
         # From memory that is not pinned: the copy has left it when this returns, so the next one cannot overtake it.
         self._packed[: len(numbers)].copy_(torch.tensor(numbers), non_blocking=True)
         if more:
-            torch.cat(list(more), out=self.tokens[len(known) : row + 1])
-
-    def write_places(self, places: Sequence[int]) -> None:
-        """Say in place of which tokens the tokens stand."""
-        self.places[: len(places)].copy_(torch.tensor(places), non_blocking=True)
+            torch.cat(list(more), out=self.tokens[len(known) : real])
 
     def move_on(self, token: Tensor, size: int) -> None:
         """Make ``token [1]`` what is read next, behind the up to ``size`` tokens that were read."""
