@@ -53,7 +53,7 @@ def broken_attention(q: torch.Tensor, *arguments: Any) -> torch.Tensor:
     return REFERENCES.attention(q, keys, values, length - 1)
 
 
-BROKEN = {"entropy": broken_entropy, "verify": broken_verify, "attention": broken_attention}
+BROKEN: dict[str, Any] = {"entropy": broken_entropy, "verify": broken_verify, "attention": broken_attention}
 
 
 @pytest.mark.parametrize("broken", [replace(REFERENCES, **{name: function}) for name, function in BROKEN.items()], ids=list(BROKEN))

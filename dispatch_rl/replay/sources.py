@@ -57,7 +57,8 @@ class ReplaySource:
         """Return one part of the prompts, ready to be replayed with the configured arms and ``extra`` ones behind them."""
         traces = self.traces(part)
         arms = self.arms(traces)
-        return ReplayWorld(traces, self.profile, ArmTable([*arms, *(arm for arm in extra if arm not in arms)]))
+        table = ArmTable([*arms, *(arm for arm in extra if arm not in arms)])
+        return ReplayWorld(traces, self.profile, table, self.config.replay.read_along)
 
     def arms(self, traces: Traces) -> list[Arm]:
         """Return the configured arms; if none are given, those that the students of the recording call for."""
