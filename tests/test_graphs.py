@@ -2,12 +2,9 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from dispatch_rl import doctor
 from dispatch_rl.config import FamilyConfig
@@ -15,19 +12,16 @@ from dispatch_rl.decoding import graphs, static
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
 from dispatch_rl.decoding.capturing import CudaGraphs, Program
 from dispatch_rl.decoding.families import Family
-from dispatch_rl.decoding.fused import FusedForward
-from dispatch_rl.decoding.graphs import GraphWarning, _does, capture_graphs, student_passes, target_passes
+from dispatch_rl.decoding.graphs import GraphWarning, capture_graphs, student_passes, target_passes
 from dispatch_rl.decoding.loop import warm_up
-from dispatch_rl.decoding.models import CachedModel
-from dispatch_rl.decoding.programs import Pass, Programs
+from dispatch_rl.decoding.programs import Pass
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
-from dispatch_rl.decoding.static import Choice, Inputs, StaticPasses
+from dispatch_rl.decoding.static import Choice
 from dispatch_rl.kernels.operations import REFERENCES
 from dispatch_rl.kernels.verify import Rule
-from tests.families import llama, qwen2
 from tests.helpers import DEVICE, needs_gpu
-from tests.statics import CAPTURABLE, again, attention, capture, on_device
+from tests.statics import again, capture, on_device
 from tests.tape import CaptureError, Reruns, Tapes
 from tests.test_lossless import own_text
 
@@ -124,133 +118,6 @@ def test_what_the_host_reads_cannot_be_captured(other: Family) -> None:
         family = capture(other, Tapes(), ARMS, REFERENCES)
     assert all(model.programs is None for model in family.models())
     assert issubclass(CaptureError, RuntimeError)
-
-
-def _attention(change: Callable[..., tuple[Any, ...]]) -> Callable[[pytest.MonkeyPatch], None]:
-    def wrong(q: Tensor, keys: Tensor, values: Tensor, length: Tensor, visible: Tensor | None = None) -> Tensor:
-        return attention(q, keys, values, *change(length, visible))
-
-    return lambda patch: patch.setattr(graphs, "operations", lambda device: replace(CAPTURABLE, attention=wrong))
-
-
-def _static(change: Callable[..., tuple[Any, ...]]) -> Callable[[pytest.MonkeyPatch], None]:
-    right = FusedForward.static
-    return lambda patch: patch.setattr(FusedForward, "static", lambda self, *given: right(self, *change(self, *given)))
-
-
-def _write(change: Callable[..., tuple[Any, ...]]) -> Callable[[pytest.MonkeyPatch], None]:
-    right = Inputs.write
-    return lambda patch: patch.setattr(Inputs, "write", lambda self, *given: right(self, *(change(*given) if len(given) > 3 else given)))
-
-
-def _moving(wrong: Callable[[Inputs, Tensor, int], None]) -> Callable[[pytest.MonkeyPatch], None]:
-    return lambda patch: patch.setattr(Inputs, "move_on", wrong)
-
-
-def _stands_still(self: Inputs, token: Tensor, size: int) -> None:
-    self._packed[:3].add_(1)
-    self.tokens[:1].copy_(token)
-
-
-def _forgets_the_token(self: Inputs, token: Tensor, size: int) -> None:
-    if size > 1:
-        self.start.add_(self.row)
-        self.row.zero_()
-    self._packed[:3].add_(1)
-
-
-def _turned(model: FusedForward, tokens: Tensor, angles: tuple[Tensor, Tensor], places: Any, row: Any) -> tuple[Any, ...]:
-    """The angles are those of the positions behind the right ones."""
-    cos, sin = (angle.index_select(0, places[0].where + 1) for angle in model.angles)
-    return tokens, (cos, sin), places, row
-
-
-def _of_the_host(model: FusedForward, tokens: Tensor, angles: tuple[Tensor, Tensor], places: Any, row: Any) -> tuple[Any, ...]:
-    """The host's positions are baked into the pass: right where it was captured, and nowhere else."""
-    cos, sin = (angle[: len(tokens)] for angle in model.angles)
-    return tokens, (cos, sin), places, row
-
-
-def _before(row: Tensor | None) -> Tensor | None:
-    return None if row is None else (row - 1).clamp(min=0)
-
-
-FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
-    "length one too long": ("target runs", _attention(lambda length, visible: (length + 1, visible))),
-    "length one too short": ("target runs", _attention(lambda length, visible: (length - 1, visible))),
-    "second choices see the draft": ("target runs", _attention(lambda length, visible: (length, None))),
-    "positions one too far": ("target runs", _static(_turned)),
-    "positions of the host": ("target runs", _static(_of_the_host)),
-    "second choices stand behind the draft": (
-        "target runs",
-        _write(lambda start, told, known, more, beside, drafted: (start, told, known, more, (), drafted)),
-    ),
-    "cache begins one too late": ("target runs", _write(lambda start, *rest: (start + 1, *rest))),
-    "row before the last": ("tiny runs", _static(lambda model, *given: (*given[:3], _before(given[3])))),
-    "draft stands still": ("tiny chooses tokens (greedy)", _moving(_stands_still)),
-    "draft forgets its token": ("tiny chooses tokens (greedy)", _moving(_forgets_the_token)),
-    "noise of another position": (
-        "tiny chooses tokens (coupled)",
-        _write(lambda start, told, *rest: (start, told._replace(position=told.position + 1), *rest)),
-    ),
-    "noise of another seed": (
-        "target judges tokens (coupled)",
-        _write(lambda start, told, *rest: (start, told._replace(seed=told.seed + 1), *rest)),
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_graph_that_does_something_else_is_found_before_it_is_used(other: Family, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model is named, and what is wrong is done operation by operation."""
-    lost, break_it = FAULTS[fault]
-    monkeypatch.setattr(graphs, "operations", lambda device: CAPTURABLE)
-    monkeypatch.setattr(graphs, "SIZES", (1, 4, 8))
-    break_it(monkeypatch)
-    family = again(other, Tapes())
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        capture_graphs(family, ARMS, tell=lambda line: None)
-    told = [str(w.message) for w in found]
-    assert any(line.startswith(f"{lost} without CUDA graphs") and "GraphDiffers" in line for line in told), told
-    name, does, *_ = lost.split()
-    programs = (family.target if name == "target" else family.students[name]).programs
-    if does == "runs":
-        assert programs is None
-    else:
-        assert programs is not None
-        assert all(_does(what.then) not in lost for what in programs.captured)
-
-
-def test_what_is_captured_is_checked(other: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that the tests of faults break is broken: the same passes pass."""
-    monkeypatch.setattr(graphs, "operations", lambda device: CAPTURABLE)
-    monkeypatch.setattr(graphs, "SIZES", (1, 4, 8))
-    family = again(other, Tapes())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        capture_graphs(family, ARMS, tell=lambda line: None)
-    assert all(isinstance(model.programs, Programs) for model in (family.target, family.students["tiny"]))
-    assert StaticPasses.read is not None
-    assert family.target.length == 0
-
-
-@pytest.mark.parametrize("wrong", [False, True])
-def test_rounding_of_bfloat16_is_no_difference(other: Family, wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention in another precision stays within the bound, and one that forgets a token does not."""
-
-    def rounded(q: Tensor, keys: Tensor, values: Tensor, length: Tensor, visible: Tensor | None = None) -> Tensor:
-        return attention(q.float(), keys.float(), values.float(), length - int(wrong), visible).bfloat16()
-
-    monkeypatch.setattr(graphs, "operations", lambda device: replace(CAPTURABLE, attention=rounded))
-    monkeypatch.setattr(graphs, "SIZES", (1, 4, 8))
-    models = {"target": llama(320, 32, 3, seed=1), "tiny": qwen2(320, 16, 1, seed=2)}
-    target, tiny = (CachedModel(model.bfloat16().eval().requires_grad_(False), 320) for model in models.values())
-    family = replace(other, target=target, students={"tiny": tiny}, vocab=320, capturer=Tapes())
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        capture_graphs(family, ARMS, tell=lambda line: None)
-    assert [str(w.message).partition(" without")[0] for w in found] == (["target runs", "tiny runs"] if wrong else [])
 
 
 @needs_gpu
