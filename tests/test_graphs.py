@@ -5,11 +5,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from dispatch_rl import doctor
-from dispatch_rl.config import FamilyConfig
-from dispatch_rl.decoding import graphs, static
+from dispatch_rl.config import FamilyConfig, ModelSource
+from dispatch_rl.decoding import families, graphs, static
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
+from dispatch_rl.decoding.cache import StackedCache
 from dispatch_rl.decoding.capturing import CudaGraphs, Program
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.graphs import GraphWarning, capture_graphs, student_passes, target_passes
@@ -20,8 +22,9 @@ from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.decoding.static import Choice
 from dispatch_rl.kernels.operations import REFERENCES
 from dispatch_rl.kernels.verify import Rule
+from tests.families import llama, qwen2
 from tests.helpers import DEVICE, needs_gpu
-from tests.statics import again, capture, on_device
+from tests.statics import CAPTURABLE, again, capture, decode, on_device, outline
 from tests.tape import CaptureError, Reruns, Tapes
 from tests.test_lossless import own_text
 
@@ -98,13 +101,22 @@ def test_a_model_whose_capture_fails_stays_eager(other: Family, monkeypatch: pyt
 
 
 def test_a_way_to_choose_that_fails_is_given_up_alone(other: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a choice that cannot be captured, passes are captured, and greedy choices; the warning says what is lost."""
+    """With a choice that cannot be captured, passes are captured, and other choices; the one warning says what is lost."""
     monkeypatch.setattr(static, "shape", lambda logits, *_: logits * (int(logits.argmax()) > 0))
     with pytest.warns(GraphWarning, match=r"^tiny chooses tokens \(coupled, watched\) without CUDA graphs \(60 tokens: CaptureError: "):
         family = capture(other, Tapes(), ARMS)
     programs = family.students["tiny"].programs
     assert programs is not None
-    assert {what.then for what in programs.captured} == {None, Choice(GREEDY), Choice(COUPLED), Choice(GREEDY, watched=True)}
+    others = {None, Choice(GREEDY), Choice(COUPLED), Choice(GREEDY, watched=True)}
+    assert {what.then for what in programs.captured} == others
+    monkeypatch.setattr(graphs, "operations", lambda device: CAPTURABLE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is not tried again, not even when the cache has grown
+        family.students["tiny"].start(family.students["tiny"].cache.capacity + 1)
+        capture_graphs(family, ARMS, tell=lambda line: None)
+    programs = family.students["tiny"].programs
+    assert programs is not None
+    assert {what.then for what in programs.captured} == others
     with on_device():
         session = DecodingSession(family, [5, 6, 7], Sampling(1.0, seed=1), 40)
     while not session.finished:
@@ -118,6 +130,79 @@ def test_what_the_host_reads_cannot_be_captured(other: Family) -> None:
         family = capture(other, Tapes(), ARMS, REFERENCES)
     assert all(model.programs is None for model in family.models())
     assert issubclass(CaptureError, RuntimeError)
+
+
+def test_without_memory_for_a_usual_text_a_model_stays_eager(other: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One warning; shorter texts have room as ever."""
+    monkeypatch.setattr(graphs, "operations", lambda device: CAPTURABLE)
+    made = StackedCache.allocate
+
+    def limited(self: StackedCache, texts: int = 1) -> Tensor:
+        if self.capacity > 512:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+        return made(self, texts)
+
+    monkeypatch.setattr(StackedCache, "allocate", limited)
+    monkeypatch.setattr(graphs, "_ROOM", 1024)
+    family = again(other, Tapes())
+    with pytest.warns(GraphWarning) as told:
+        capture_graphs(family, ARMS[:1], tell=lambda line: None)
+    lost = "runs without CUDA graphs (OutOfMemoryError: CUDA out of memory.)"
+    assert [str(warning.message) for warning in told] == [f"target {lost}", f"tiny {lost}"]
+    plain, captured = (decode(f, [5, 6, 7], Sampling(1.0, seed=1), 30, lambda s: s.step(ARMS[0])) for f in (other, family))
+    assert outline(captured) == outline(plain)
+
+
+def test_a_model_that_is_not_ours_runs_as_it_did_and_says_so(other: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student that runs through transformers beside a captured target: no warning, a remark, and the same text."""
+    monkeypatch.setattr(graphs, "operations", lambda device: CAPTURABLE)
+    monkeypatch.setattr(families, "find_capturer", lambda config, device: Tapes())
+    gelu = qwen2(320, 16, 1, seed=2)
+    gelu.config.hidden_act = "gelu"
+    models = {"family.target": llama(320, 16, 2, seed=1), "family.students.tiny": gelu}
+    config = FamilyConfig(students={"tiny": ModelSource("none")})
+    family = families.assemble(config, {key: m.eval().requires_grad_(False) for key, m in models.items()}, other.tokenizer, DEVICE, ())
+    assert family.remarks == ("family.students.tiny: it runs without CUDA graphs, through transformers' forward pass or on another device",)
+    plain = again(family, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        capture_graphs(family, ARMS[:1], tell=lambda line: None)
+    assert (family.target.programs is None, family.students["tiny"].programs) == (False, None)
+    texts = (decode(f, [5, 6, 7], Sampling(1.0, seed=1), 30, lambda s: s.step(ARMS[0])) for f in (plain, family))
+    assert outline(next(texts)) == outline(next(texts))
+
+
+@needs_gpu
+def test_a_device_has_its_number() -> None:
+    """Tensors tell theirs: a family whose device had none would take every model for one of another device, and capture nothing."""
+    assert families.find_device("auto") == torch.empty(0, device="cuda").device
+
+
+@needs_gpu
+def test_graphs_come_after_the_last_one_is_gone() -> None:
+    """A pool that has lost all its graphs takes no other; a text that outgrows the cache of a target alone would end there."""
+    capturer, total = CudaGraphs(DEVICE), torch.zeros(1, device=DEVICE)
+    for _ in range(3):
+        graph = capturer.capture(lambda: total.add_(1))  # type: ignore[arg-type]
+        total.zero_()
+        graph.replay()
+        assert total.tolist() == [1]
+        del graph
+        torch.cuda.empty_cache()
+
+
+@needs_gpu
+def test_a_capture_that_fails_leaves_the_device_as_it_was() -> None:
+    """Whatever waits for the device ends a capture; the next one succeeds, and so do streams and random numbers."""
+    capturer, total, before = CudaGraphs(DEVICE), torch.zeros(1, device=DEVICE), torch.cuda.current_stream()
+    with pytest.raises(RuntimeError):
+        capturer.capture(lambda: total.add_(total.item()))  # type: ignore[arg-type]
+    assert torch.cuda.current_stream() == before
+    graph = capturer.capture(lambda: total.add_(1))  # type: ignore[arg-type]
+    total.zero_()
+    graph.replay()
+    assert total.tolist() == [1]
+    assert bool(torch.randn(4, device=DEVICE).isfinite().all())
 
 
 @needs_gpu

@@ -99,7 +99,9 @@ class _Comparison:
         error = (found - expected).float().norm(dim=-1) / expected.float().norm(dim=-1)
         bound = BOUNDS[self.passes.buffer.dtype]
         if not bool((error <= bound).all()):
-            raise GraphDiffers(f"{name}: they differ from the eager path's by {float(error.amax()):.2g} of their length; {bound:g} is rounding")
+            raise GraphDiffers(
+                f"{name}: they differ from the eager path's by {float(error.amax()):.2g} of their length; {bound:g} is rounding"
+            )
 
     def _compare_judgement(self, rule: Rule) -> None:
         """Compare with the same judgement of the same logits."""
