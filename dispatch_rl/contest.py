@@ -117,7 +117,7 @@ def compare_live(
     if world is not None:
         steady = [policy for policy in contestants.values() if not policy.learns]
         contestants |= {name: Probe(steady, seed + 1 + i) for i, name in enumerate(_PROBES)}
-    warm_up(family, arms)
+    warm_up(family, arms, {task.sampling for task in tasks})
     rng = np.random.default_rng(seed)
     texts: dict[str, list[DecodedText]] = {name: [] for name in contestants}
     with watch_gpu(family.device) as watch:

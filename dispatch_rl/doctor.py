@@ -50,13 +50,16 @@ def family_check(config: DecodingConfig) -> list[tuple[str, str]]:
     """
     from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
     from dispatch_rl.decoding.families import load_family
+    from dispatch_rl.decoding.graphs import capture_graphs, describe_graphs
     from dispatch_rl.decoding.sampling import Sampling
     from dispatch_rl.decoding.session import DecodingSession
 
     family = load_family(config.family)
     chat = [("chat", repr(family.decode(family.encode_message("...", config.prompts.system))))] if config.prompts.chat else []
     texts = {}
-    for arm in [Arm(NONE), Arm(LOOKUP, 4), *(Arm(student, 4) for student in family.students)]:
+    arms = [Arm(NONE), Arm(LOOKUP, 4), *(Arm(student, 4) for student in family.students)]
+    capture_graphs(family, arms, tell=lambda line: None)
+    for arm in arms:
         session = DecodingSession(family, family.encode("def add(a, b):\n    return"), Sampling(temperature=0.6), 48)
         while not session.finished:
             session.step(arm)
@@ -68,6 +71,7 @@ def family_check(config: DecodingConfig) -> list[tuple[str, str]]:
         ("models", family.describe().splitlines()[0]),
         *(("remark", remark) for remark in family.remarks),
         *chat,
+        ("graphs", describe_graphs(family)),
         ("context", f"{family.context_limit} tokens"),
         ("lossless", f"same text with {', '.join(student for student in texts if student != NONE)} and without"),
     ]

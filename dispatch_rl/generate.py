@@ -84,6 +84,7 @@ def main(argv: Sequence[str]) -> None:
 
     sampling = sampling_of(config, Bundle.read(config.bundle).sampling)
     decoder = AdaptiveDecoder.from_bundle(config.bundle, config.family)
+    decoder.capture_graphs([sampling])
     chosen: dict[str, Any] = {**asdict(sampling), "stop": config.stop}
     if config.json:
         generated = decoder.generate(prompt, config.max_new_tokens, **chosen)

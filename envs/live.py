@@ -13,6 +13,7 @@ from dispatch_rl.config import DecodingConfig, RewardConfig, TrainConfig
 from dispatch_rl.decoding.arms import ArmTable
 from dispatch_rl.decoding.families import Family, load_family
 from dispatch_rl.decoding.features import feature_table
+from dispatch_rl.decoding.graphs import capture_graphs
 from dispatch_rl.decoding.loop import target_latency_ms
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.envs.rendering import ansi_round, strip
@@ -106,6 +107,7 @@ class LiveDecodingEnv(gym.Env[Observation, np.int64]):
         self.render_mode = render_mode
         self.action_space = spaces.Discrete(len(self.arms))
         self.observation_space = observation_space(self.features)
+        capture_graphs(self.family, self.arms, [config.sampling])
         reference = reward.reference_ms_per_token or target_latency_ms(self.family)
         self.reward = Reward(reference, reward.acceptance_weight, reward.clip)
         self._prompts: Iterator[Prompt] | None = None

@@ -8,9 +8,10 @@ import numpy as np
 from gymnasium import spaces
 
 from dispatch_rl.config import DecodingConfig, RewardConfig
-from dispatch_rl.decoding.arms import LOOKUP
+from dispatch_rl.decoding.arms import LOOKUP, Arm
 from dispatch_rl.decoding.draft_features import DraftTracker
 from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.graphs import capture_graphs
 from dispatch_rl.envs.live import LiveDecodingEnv, Observation
 from dispatch_rl.envs.replay import observation_space
 from dispatch_rl.errors import UserError
@@ -98,6 +99,8 @@ class LiveTokenEnv(LiveDecodingEnv):
     ) -> None:
         super().__init__(config, reward=reward, family=family, split=split, render_mode=render_mode)
         self.longest_draft = checked_longest(longest_draft, 255)
+        arms = [Arm(name, self.longest_draft) for name in self.family.students]
+        capture_graphs(self.family, arms, [self.config.sampling], clarity=True)
         self.tracker = DraftTracker(tuple(self.family.students))
         self.action_names = action_names(tuple(self.family.students))
         self.features = (*self.features, *self.tracker.table)
@@ -131,7 +134,7 @@ class LiveTokenEnv(LiveDecodingEnv):
             self.tracker.skip()
             return
         self.tracker.add(name, token.clarity)
-        self._ended |= int(token.token) in self.family.eos_token_ids
+        self._ended |= token.id in self.family.eos_token_ids
 
     def _begun(self) -> Observation:
         self._before_round()

@@ -74,4 +74,9 @@ def uniform(seed: int | Tensor, positions: Tensor, vocab: int, stream: Stream, d
 
 def gumbel(seed: int | Tensor, positions: Tensor, vocab: int, stream: Stream = Stream.TOKEN, draw: int | Tensor = 0) -> Tensor:
     """Return standard Gumbel noise in float32 ``[positions, vocab]``; arguments as for :func:`uniform`."""
-    return -torch.log(-torch.log1p(-uniform(seed, positions, vocab, stream, draw)))
+    return to_gumbel(uniform(seed, positions, vocab, stream, draw))
+
+
+def to_gumbel(uniforms: Tensor) -> Tensor:
+    """Return the Gumbel noise that ``uniforms`` stand for."""
+    return -torch.log(-torch.log1p(-uniforms))

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from dispatch_rl.kernels import attention, dispatch, entropy, verify
+from dispatch_rl.kernels import attention, dispatch, entropy, noise, verify
 from dispatch_rl.kernels.entropy import RowStatistics
 from dispatch_rl.kernels.verify import Verified
 
@@ -25,6 +25,8 @@ class Operations:
     """:func:`dispatch_rl.kernels.dispatch.dispatch`."""
     attention: Callable[..., Tensor]
     """:func:`dispatch_rl.kernels.attention.attention`."""
+    uniform: Callable[..., Tensor]
+    """:func:`dispatch_rl.kernels.noise.uniform`, with a seed and a draw that are tensors of one number."""
     compiled: bool
     """Whether they are kernels, for which it pays to stay on the device."""
 
@@ -37,9 +39,10 @@ def operations(device: torch.device) -> Operations:
 @cache
 def kernels() -> Operations:
     """Return the Triton kernels. Imports Triton, which is not everywhere."""
-    from dispatch_rl.kernels import attention_triton, dispatch_triton, entropy_triton, verify_triton
+    from dispatch_rl.kernels import attention_triton, dispatch_triton, entropy_triton, noise_triton, verify_triton
 
-    return Operations(entropy_triton.entropy, verify_triton.verify, dispatch_triton.dispatch, attention_triton.attention, compiled=True)
+    made = (entropy_triton.entropy, verify_triton.verify, dispatch_triton.dispatch, attention_triton.attention, noise_triton.uniform)
+    return Operations(*made, compiled=True)
 
 
-REFERENCES = Operations(entropy.entropy, verify.verify, dispatch.dispatch, attention.attention, compiled=False)
+REFERENCES = Operations(entropy.entropy, verify.verify, dispatch.dispatch, attention.attention, noise.uniform, compiled=False)

@@ -8,8 +8,9 @@ from dispatch_rl.config import FamilyConfig
 from dispatch_rl.decoding.families import Family, load_family
 from tests.families import family_config, save_family
 from tests.recordings import recorded
+from tests.statics import eager, taped
 
-__all__ = ["recorded"]
+__all__ = ["eager", "recorded", "taped"]
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,9 @@ def bench_decode(config: DecodeBenchConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: The two disagree about a token.
     """
+    from dispatch_rl.decoding.arms import Arm
     from dispatch_rl.decoding.families import load_family
+    from dispatch_rl.decoding.graphs import capture_graphs
     from dispatch_rl.prompts import prompts
 
     family = load_family(config.family)
@@ -98,6 +100,7 @@ def bench_decode(config: DecodeBenchConfig) -> list[dict[str, Any]]:
     student = config.student or next(iter(family.students), None)
     if student not in family.students:
         raise UserError(f"student: the family has no '{student}'; it has {', '.join(family.students)}")
+    capture_graphs(family, [Arm(student, config.draft_length)])
     arguments = (family, student, config.draft_length, config.prompts.max_new_tokens)
     ours, theirs = (f"{name} {student}-{config.draft_length}" for name in (OURS, THEIRS))
     decoders = {ours: our_decoder(*arguments), theirs: transformers_decoder(*arguments)}

@@ -64,6 +64,10 @@ class FamilyConfig:
     check_memory: bool = True
     """Refuse models that, by their sizes, do not fit into the free memory of their devices, before they are loaded. Counted are weights and
     caches for one text of max_context tokens (4,096 where that is null)."""
+    graphs: bool = True
+    """On a GPU, capture the passes that the arms need as CUDA graphs when decoding is warmed up, with caches for texts of max_context
+    tokens (4,096 where that is null, and more once a text needs it); each is checked against the pass without a graph. Models that do not
+    run through our own forward pass, and everything on a CPU, run without."""
 
     def __post_init__(self) -> None:
         if reserved := set(self.students).intersection(RESERVED_NAMES):

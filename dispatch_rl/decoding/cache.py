@@ -1,5 +1,6 @@
 """Key-value caches that roll back in place and never copy the context: one for transformers' forward passes, one for ours."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -101,6 +102,11 @@ class RollbackCache(Cache):
                 layer.keys = layer.values = None
                 layer.is_initialized = False
 
+    @property
+    def capacity(self) -> int:
+        """Number of positions that there is room for (tokens)."""
+        return self._rollback_layers[0].capacity
+
     def select(self, rows: Tensor) -> None:
         """Keep only the ``rows`` of a batch (indices)."""
         for layer in self._rollback_layers:
@@ -141,6 +147,27 @@ class Place(NamedTuple):
     values: Tensor
 
 
+class StaticPlace(NamedTuple):
+    """Where one layer's keys and values are, told on the device alone, so that a captured graph finds them wherever they are by then."""
+
+    buffer: Tensor
+    """Keys before values ``[2 * heads, capacity, head_dim]``."""
+    where: Tensor
+    """Positions of the tokens that are being read, int64 ``[tokens]``."""
+    length: Tensor
+    """Number of tokens in the cache, these included, int64 ``[]``."""
+    visible: Tensor | None
+    """Which of these tokens each of them sees ``[tokens, tokens]``; None means itself and those before."""
+    attention: Callable[..., Tensor]
+    """:func:`dispatch_rl.kernels.attention.attention`."""
+
+    def attend(self, q: Tensor, kv: Tensor) -> Tensor:
+        """Write keys and values ``[tokens, 2 * heads, head_dim]`` and return what the queries ``[tokens, heads, head_dim]`` see."""
+        self.buffer.index_copy_(1, self.where, kv.transpose(0, 1))
+        keys, values = self.buffer.chunk(2)
+        return self.attention(q, keys, values, self.length, self.visible)
+
+
 class StackedCache:
     """What a model that runs through our own forward pass has read so far: all layers in one buffer, so that little is done per layer.
 
@@ -174,18 +201,37 @@ class StackedCache:
             self._capacity = _rounded_up(capacity)
             self._buffer = None
 
-    def extend(self, texts: int, new: int) -> list[Place]:
-        """Make ``new`` more positions valid and return every layer's place; whoever asks fills it."""
+    @property
+    def capacity(self) -> int:
+        """Number of positions that there is room for (tokens)."""
+        return self._capacity
+
+    @property
+    def buffer(self) -> Tensor | None:
+        """Keys before values ``[layers, texts, 2 * heads, capacity, head_dim]``; None before the first forward."""
+        return self._buffer
+
+    def allocate(self, texts: int = 1) -> Tensor:
+        """Return the buffer, made if it is not there."""
         if self._buffer is None:
             _check_nothing_lost(self._length)
             self._buffer = self._like.new_empty((self._layers, texts, 2 * self._heads, self._capacity, self._head_dim))
+        return self._buffer
+
+    def extend(self, texts: int, new: int) -> list[Place]:
+        """Make ``new`` more positions valid and return every layer's place; whoever asks fills it."""
+        buffer, begin = self.allocate(texts), self._length
+        self.lengthen(new)
+        fresh = buffer.narrow(3, begin, new)
+        keys, values = buffer.narrow(3, 0, self._length).chunk(2, dim=2)
+        return list(map(Place, fresh.unbind(0), keys.unbind(0), values.unbind(0)))
+
+    def lengthen(self, new: int) -> None:
+        """Make ``new`` more positions valid, which a captured graph fills."""
         end = self._length + new
         if end > self._capacity:
             raise IndexError(f"the cache holds {self._capacity} tokens, {end} are needed")
-        fresh = self._buffer.narrow(3, self._length, new)
-        keys, values = self._buffer.narrow(3, 0, end).chunk(2, dim=2)
         self._length = end
-        return list(map(Place, fresh.unbind(0), keys.unbind(0), values.unbind(0)))
 
     def select(self, rows: Tensor) -> None:
         """Keep only the ``rows`` of a batch (indices)."""

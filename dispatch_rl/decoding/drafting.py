@@ -1,6 +1,7 @@
 """What turns logits into tokens under one :class:`Sampling`, and judges drafts by it."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 
 from dispatch_rl.decoding.arms import Arm
+from dispatch_rl.decoding.clearness import entropies_nats, two_best
 from dispatch_rl.decoding.draft_features import Clarity
+from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.kernels.entropy import RowStatistics
 from dispatch_rl.kernels.noise import Stream, gumbel, uniform
@@ -36,6 +39,30 @@ class DraftToken:
     """How sure the student was, if that was asked for."""
     chance: float = 1.0
     """How likely it is to stand, if an arm asks for it (``min_confidence``)."""
+    known: int | None = None
+    """The token id, if the host knows it already."""
+    row: Tensor | None = None
+    """What a graph found where it chose the token, as :class:`Verified` of one row packs it, on the device."""
+
+    @property
+    def id(self) -> int:
+        """The token id; the host may have to wait for it."""
+        return int(self.token) if self.known is None else self.known
+
+
+class Gap(NamedTuple):
+    """What a student has not read, and where the token stands that it then chooses."""
+
+    behind: Sequence[int]
+    """Tokens of the text."""
+    drafted: Sequence[Tensor]
+    """Draft tokens behind them ``[1]``."""
+    position: int
+    """Position of the chosen token in the sequence, prompt included."""
+    draw: int
+    """Number of the round."""
+    slot: int
+    """Draft tokens before it."""
 
 
 class Look(NamedTuple):
@@ -49,16 +76,17 @@ class Look(NamedTuple):
     """The second choice ``[1]``, if the target is to judge it too."""
 
 
-def two_best(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how much the best of every row of ``scores [rows, vocab]`` is ahead, and which the second best is ``[rows]``."""
-    best = scores.topk(2)
-    return best.values[:, 0] - best.values[:, 1], best.indices[:, 1]
+class Judgement(NamedTuple):
+    """What the target's pass over a draft gave."""
 
-
-def entropies_nats(logits: Tensor) -> Tensor:
-    """Return the entropies of the rows of ``logits [rows, vocab]``."""
-    entropies: Tensor = torch.special.entr(logits.softmax(-1)).sum(-1)
-    return entropies
+    logits: Tensor
+    """The target's ``[tokens, vocab]``, good until its next pass."""
+    accepted: int
+    """Leading draft tokens that stand."""
+    following: int
+    """The token that follows them."""
+    read: list[int]
+    """The tokens that were read: the text's last, the draft, second choices."""
 
 
 class Sampler:
@@ -71,6 +99,72 @@ class Sampler:
         self._operations = operations(device)
         self._block: Tensor | None = None
         self._block_start = 0
+
+    def next(self, student: str, model: CachedModel, gap: Gap, arm: Arm | None, clarity: bool) -> DraftToken | None:
+        """Let a student read what it has not read and choose the next token.
+
+        Args:
+            student: Its name.
+            model: The student.
+            gap: At least one token that it has not read.
+            arm: Its limits apply; None for no limits.
+            clarity: Whether the token is to tell how sure the student is of it.
+
+        Returns:
+            The token; None if the student hesitates.
+        """
+        parts = list(gap.drafted)
+        if gap.behind:
+            parts.insert(0, torch.tensor(gap.behind, device=self.device))
+        logits = model.forward(torch.cat(parts) if len(parts) > 1 else parts[0], rows=1)
+        if arm is None and not clarity:
+            return DraftToken(student, *self.draft(logits, gap.position, gap.draw), logits)
+        scores = self.scores(logits, gap.position, gap.draw)
+        if arm is None:
+            sure = self.clarity(logits, scores)
+            return DraftToken(student, *self.draft(logits, gap.position, gap.draw, scores), logits, clarity=sure)
+        look = self.look(arm, logits, scores)
+        if look.hesitates:
+            return None
+        return DraftToken(student, *self.draft(logits, gap.position, gap.draw, scores), logits, look.second, chance=look.chance)
+
+    def run(self, student: str, model: CachedModel, gap: Gap, steps: int) -> list[DraftToken] | None:
+        """Let a student choose the next ``steps`` tokens without a look at them; None if it has to be asked for each.
+
+        Raises:
+            FloatingPointError: Its logits are not numbers.
+        """
+        return None
+
+    def check(self, draft: Sequence[DraftToken]) -> None:
+        """Refuse a draft that was chosen from what is no number; rejection sampling would let it into the text.
+
+        Raises:
+            FloatingPointError: The student's logits are not numbers.
+        """
+        logits = [d.logits for d in draft if d.logits is not None]
+        if logits and torch.cat(logits).amax().isnan():
+            raise FloatingPointError("logits that are not numbers")
+
+    def judge(
+        self, model: CachedModel, last: int, draft: Sequence[DraftToken], hedges: Mapping[int, Tensor], position: int, draw: int
+    ) -> Judgement:
+        """Let the target read the ``last`` token of the text, the ``draft`` and second choices beside it, and judge the draft.
+
+        Args:
+            model: The target.
+            last: Token id.
+            draft: Draft tokens.
+            hedges: Second choices ``[1]`` by the number of the draft token beside which they stand.
+            position: Position of the first draft token.
+            draw: Number of the round.
+        """
+        tokens = torch.cat([torch.tensor([last], device=self.device), *(d.token for d in draft), *hedges.values()])
+        logits = model.forward(tokens, beside=[i + 1 for i in hedges])
+        q_draft = [d.q_draft for d in draft if d.q_draft is not None]
+        rows = len(draft) + 1
+        accepted, following = self.verify(logits[:rows], tokens[1:rows], torch.cat(q_draft) if q_draft else None, position, draw)
+        return Judgement(logits, accepted, following, tokens.tolist())
 
     def draft(self, logits: Tensor, position: int, draw: int, scores: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Choose a student's token for ``position`` from its ``logits [1, vocab]``, of which the ``scores`` may be known.
@@ -97,8 +191,14 @@ class Sampler:
             FloatingPointError: The logits are not numbers.
         """
         margins, second = two_best(scores)
-        margin = float(margins)
-        entropy_nats = 0.0 if arm.max_entropy is None else float(entropies_nats(logits))
+        return self.look_at(arm, float(margins), 0.0 if arm.max_entropy is None else float(entropies_nats(logits)), second)
+
+    def look_at(self, arm: Arm, margin: float, entropy_nats: float, second: Tensor) -> Look:
+        """Return the same from how clear the choice is and its second best ``[1]``.
+
+        Raises:
+            FloatingPointError: One of them is not a number.
+        """
         if math.isnan(margin) or math.isnan(entropy_nats):
             raise FloatingPointError("logits that are not numbers")
         unclear = arm.min_margin is not None and margin < arm.min_margin
@@ -112,10 +212,17 @@ class Sampler:
         Raises:
             FloatingPointError: The logits are not numbers.
         """
-        margin, entropy = torch.cat([two_best(scores)[0], entropies_nats(logits)]).tolist()
-        if math.isnan(margin) or math.isnan(entropy):
+        return self.sure(*torch.cat([two_best(scores)[0], entropies_nats(logits)]).tolist())
+
+    def sure(self, margin: float, entropy_nats: float) -> Clarity:
+        """Return the same from the numbers.
+
+        Raises:
+            FloatingPointError: One of them is not a number.
+        """
+        if math.isnan(margin) or math.isnan(entropy_nats):
             raise FloatingPointError("logits that are not numbers")
-        return Clarity(margin, entropy)
+        return Clarity(margin, entropy_nats)
 
     def verify(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> tuple[int, int]:
         """Judge a draft by the target's ``logits [draft + 1, vocab]``.

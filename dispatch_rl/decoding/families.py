@@ -12,11 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch_rl.config import FamilyConfig
+from dispatch_rl.decoding.capturing import Capturer, CudaGraphs
 from dispatch_rl.decoding.loading import Loader, no_progress_bars
 from dispatch_rl.decoding.memory import check_memory
 from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.vocabulary import check_tokenizers
 from dispatch_rl.errors import UserError, first_line
+from dispatch_rl.kernels.operations import operations
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Family:
     device: torch.device
     remarks: tuple[str, ...] = ()
     """What is worth knowing about how the models go together."""
+    capturer: Capturer | None = None
+    """Captures passes of the models once it is known which will be needed; None if all run operation by operation."""
     no_tokens: Tensor = field(init=False)
     """An empty draft."""
 
@@ -141,6 +145,12 @@ def assemble(
     first, *others = models
     target, *students = (CachedModel(model, vocab, device) for model in models.values())
     limit = min(target.context_limit, config.max_context or target.context_limit)
+    capturer = find_capturer(config, device)
+    eager = [
+        f"{key}: it runs without CUDA graphs, through transformers' forward pass or on another device"
+        for key, model in zip(models, (target, *students), strict=True)
+        if capturer is not None and not model.can_capture
+    ]
     shorter = [
         f"{key}: it reads {student.context_limit} tokens, the target {limit}; it drafts no further"
         for key, student in zip(others, students, strict=True)
@@ -154,8 +164,14 @@ def assemble(
         context_limit=limit,
         eos_token_ids=_eos_token_ids(models[first], tokenizer),
         device=device,
-        remarks=(*remarks, *shorter),
+        remarks=(*remarks, *shorter, *eager),
+        capturer=capturer,
     )
+
+
+def find_capturer(config: FamilyConfig, device: torch.device) -> Capturer | None:
+    """Return what captures passes on ``device``; None if nothing does, or nothing is to."""
+    return CudaGraphs(device) if config.graphs and device.type == "cuda" and operations(device).compiled else None
 
 
 def device_name(device: torch.device) -> str:
@@ -186,11 +202,9 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        return torch.empty(0, device=name).device  # with its number, as tensors have it
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"family.device: '{name}' is not to be had here: {first_line(error)}") from error
-    return device
 
 
 def _eos_token_ids(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

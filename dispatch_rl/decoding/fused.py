@@ -5,6 +5,7 @@ weights (the model's own parameters become views of the fused ones), in about ha
 through transformers' own forward.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dispatch_rl.decoding.cache import AnyCache, StackedCache
+from dispatch_rl.decoding.cache import AnyCache, Place, StackedCache, StaticPlace
 
 _ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _ROPE_TYPES = {"default", "linear", "llama3", "yarn"}
@@ -139,6 +140,25 @@ class FusedForward:
         angles = self._cos[positions], self._sin[positions]
         return self._run(tokens, angles, cache, mask, False, rows)
 
+    @property
+    def angles(self) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines of what was reserved ``[positions, 1, head_dim]``; more are made elsewhere."""
+        return self._cos, self._sin
+
+    def static(self, tokens: Tensor, angles: tuple[Tensor, Tensor], places: Sequence[StaticPlace], row: Tensor | None = None) -> Tensor:
+        """Read ``tokens [tokens]`` without the host knowing where: a captured graph does the same wherever its inputs say.
+
+        Args:
+            tokens: Token ids.
+            angles: Cosines and signed sines of the tokens' positions ``[tokens, 1, head_dim]``.
+            places: Every layer's.
+            row: Return the logits of this row alone ``[1]``; None means all.
+
+        Returns:
+            Logits ``[rows, vocab]``.
+        """
+        return self._layered(tokens[None], angles, places, None, False, row)[0]
+
     def _run(
         self,
         tokens: Tensor,
@@ -149,24 +169,39 @@ class FusedForward:
         rows: int | None,
     ) -> Tensor:
         texts, new = tokens.shape
-        grouped = self._heads != self._kv_heads
         mask = None if mask is None else self._additive(mask)
-        x = self._embedding.index_select(0, tokens.flatten())
         assert cache is None or isinstance(cache, StackedCache)
         places = [None] * len(self._layers) if cache is None else cache.extend(texts, new)
+        return self._layered(tokens, angles, places, mask, causal, rows)
+
+    def _layered(
+        self,
+        tokens: Tensor,
+        angles: tuple[Tensor, Tensor],
+        places: Sequence[Place | StaticPlace | None],
+        mask: Tensor | None,
+        causal: bool,
+        rows: int | Tensor | None,
+    ) -> Tensor:
+        texts, new = tokens.shape
+        grouped = self._heads != self._kv_heads
+        x = self._embedding.index_select(0, tokens.flatten())
         for layer, place in zip(self._layers, places, strict=True):
             qkv = layer.qkv(layer.attention_norm(x)).view(texts, new, -1, self._head_dim)
             self._turn(qkv, layer, *angles)
-            q, kv = qkv.transpose(1, 2).split([self._heads, 2 * self._kv_heads], dim=1)
-            if place is None:
-                keys, values = kv.chunk(2, dim=1)
+            if isinstance(place, StaticPlace):
+                mixed = place.attend(*qkv[0].split([self._heads, 2 * self._kv_heads], dim=1)).reshape(new, -1)
             else:
-                place.fresh.copy_(kv)
-                _, keys, values = place
-            mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-            mixed = mixed.transpose(1, 2).reshape(texts * new, -1)
-            if layer is self._layers[-1] and rows is not None and rows < new:
-                x, mixed = (part.view(texts, new, -1)[:, -rows:].flatten(0, 1) for part in (x, mixed))
+                q, kv = qkv.transpose(1, 2).split([self._heads, 2 * self._kv_heads], dim=1)
+                if place is None:
+                    keys, values = kv.chunk(2, dim=1)
+                else:
+                    place.fresh.copy_(kv)
+                    _, keys, values = place
+                mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+                mixed = mixed.transpose(1, 2).reshape(texts * new, -1)
+            if rows is not None and new > 1 and layer is self._layers[-1]:
+                x, mixed = _last(x, texts, rows), _last(mixed, texts, rows)
             layer.out.add_to(x, mixed)
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
             layer.down.add_to(x, F.silu(gate).mul_(up))
@@ -189,6 +224,13 @@ class FusedForward:
     def _additive(self, mask: Tensor) -> Tensor:
         """Return what is added to the attention's scores; given a ``mask`` of truths, every layer would make it anew."""
         return torch.zeros(mask.shape, dtype=self._embedding.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
+def _last(x: Tensor, texts: int, rows: int | Tensor) -> Tensor:
+    """Return of ``x [texts * tokens, size]`` the last ``rows`` of each text, or those that a tensor lists."""
+    if isinstance(rows, Tensor):
+        return x.index_select(0, rows)
+    return x if rows * texts == len(x) else x.view(texts, -1, x.shape[-1])[:, -rows:].flatten(0, 1)
 
 
 def _layer(layer: Any, eps: float) -> _Layer:

@@ -14,6 +14,8 @@ from dispatch_rl.kernels.entropy import RowStatistics
 class Verdict:
     """What the target made of a draft."""
 
+    drafted: list[int]
+    """The draft's token ids."""
     emitted: list[int]
     """Tokens that the text grows by, up to and including one that ends it."""
     accepted: int
@@ -37,23 +39,21 @@ def judge(family: Family, sampler: Sampler, last: int, draft: Sequence[DraftToke
         position: Position of the first draft token.
         draw: Number of the round.
     """
-    drafted = torch.cat([d.token for d in draft]) if draft else family.no_tokens
     hedges = {i: d.second for i, d in enumerate(draft) if d.second is not None}
-    tokens = torch.cat([torch.tensor([last], device=family.device), drafted, *hedges.values()])
-    logits = family.target.forward(tokens, beside=[i + 1 for i in hedges])
-    q_draft = [d.q_draft for d in draft if d.q_draft is not None]
-    chain = logits[: len(drafted) + 1]
-    accepted, following = sampler.verify(chain, drafted, torch.cat(q_draft) if q_draft else None, position, draw)
-    emitted = _cut(family, [*drafted[:accepted].tolist(), following])
-    seen = sampler.statistics(chain, len(emitted))
+    found = sampler.judge(family.target, last, draft, hedges, position, draw)
+    rows = len(draft) + 1
+    drafted, alternatives = found.read[1:rows], dict(zip(hedges, found.read[rows:], strict=True))
+    accepted, following = found.accepted, found.following
+    emitted = _cut(family, [*drafted[:accepted], following])
+    seen = sampler.statistics(found.logits[:rows], len(emitted))
     ended = len(emitted) <= accepted or following in family.eos_token_ids
-    if ended or accepted not in hedges or following != int(hedges[accepted]):
-        return Verdict(emitted, accepted, len(hedges), None, seen)
-    row = len(drafted) + 1 + list(hedges).index(accepted)
-    own = logits[row : row + 1]
+    if ended or alternatives.get(accepted) != following:
+        return Verdict(drafted, emitted, accepted, len(hedges), None, seen)
+    row = rows + list(hedges).index(accepted)
+    own = found.logits[row : row + 1]
     _, behind = sampler.verify(own, family.no_tokens, None, position + accepted + 1, draw)
     both = (torch.cat(values) for values in zip(seen, sampler.statistics(own, 1), strict=True))
-    return Verdict([*emitted, behind], accepted, len(hedges), row, RowStatistics(*both))
+    return Verdict(drafted, [*emitted, behind], accepted, len(hedges), row, RowStatistics(*both))
 
 
 def _cut(family: Family, emitted: list[int]) -> list[int]:

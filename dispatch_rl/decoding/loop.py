@@ -2,13 +2,14 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
 
 from dispatch_rl.decoding.arms import NONE, Arm, ArmTable
 from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.graphs import capture_graphs
 from dispatch_rl.decoding.rounds import Round
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
@@ -128,8 +129,15 @@ def decode(family: Family, policy: Policy, arms: ArmTable, prompt: Sequence[int]
     )
 
 
-def warm_up(family: Family, arms: ArmTable) -> None:
-    """Decode a little with every arm, so that the first measured text pays for no first call."""
+def warm_up(family: Family, arms: ArmTable, samplings: Iterable[Sampling] = ()) -> None:
+    """Capture what the family captures and decode a little with every arm, so that the first measured text pays for no first call.
+
+    Args:
+        family: The models.
+        arms: The arms that will be used.
+        samplings: How tokens will be chosen, if that is known.
+    """
+    capture_graphs(family, arms, samplings)
     endless = replace(family, eos_token_ids=frozenset())
     for arm in arms:
         session = DecodingSession(endless, _WARM_UP_PROMPT, Sampling(temperature=1.0), _WARM_UP_TOKENS)

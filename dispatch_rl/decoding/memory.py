@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from dispatch_rl.config import FamilyConfig, ModelSource
 from dispatch_rl.errors import UserError
 
-_USUAL_CONTEXT = 4_096
+USUAL_CONTEXT = 4_096
 """Texts are seldom longer (tokens); what a cache for the whole context would take is never taken."""
 _BYTES = {"int4": 0.5625, "int8": 1.0, "fp8": 1.0}
 """Bytes of a weight by how it is quantised; four bits share a scale among 64."""
@@ -38,7 +38,7 @@ def check_memory(config: FamilyConfig, model_configs: Mapping[str, PreTrainedCon
     for key, model_config in model_configs.items():
         source = config.sources[key]
         dtype = getattr(torch, config.dtype_of(source))
-        tokens = min(config.max_context or _USUAL_CONTEXT, model_config.get_text_config().max_position_embeddings)
+        tokens = min(config.max_context or USUAL_CONTEXT, model_config.get_text_config().max_position_embeddings)
         size = _weight_bytes(model_config, dtype, source.quantization) + _cache_bytes(model_config, dtype, tokens)
         needed[_place(source, device)][key] = size
     if _ALL_GPUS in needed:

@@ -8,6 +8,9 @@ from transformers import PreTrainedModel
 
 from dispatch_rl.decoding.cache import AnyCache, RollbackCache
 from dispatch_rl.decoding.fused import FusedForward, is_supported
+from dispatch_rl.decoding.programs import Programs
+from dispatch_rl.decoding.static import Choice
+from dispatch_rl.kernels.verify import Rule
 
 
 class CachedModel:
@@ -25,10 +28,20 @@ class CachedModel:
         self.device: torch.device = model.device
         self._home = model.device if home is None else home
         self.context_limit: int = model.config.max_position_embeddings
-        self._fused = FusedForward(model) if is_supported(model) else None
+        self.fused = FusedForward(model) if is_supported(model) else None
+        """Our own forward pass; None if the model runs through transformers."""
         self.cache = self.new_cache()
         self.reader: object = None
         """Whoever began the sequence that the cache holds."""
+        self.programs: Programs | None = None
+        """Its captured passes, if there are any."""
+        self.refused: set[Choice | Rule | None] = set()
+        """How captured passes may not end, because that has failed; None stands for all of them."""
+
+    @property
+    def can_capture(self) -> bool:
+        """Whether its passes may be captured."""
+        return self.fused is not None and self._home == self.device and None not in self.refused
 
     @property
     def length(self) -> int:
@@ -37,13 +50,22 @@ class CachedModel:
 
     def new_cache(self) -> AnyCache:
         """Return an empty cache for this model."""
-        return RollbackCache(self.model.config.num_hidden_layers) if self._fused is None else self._fused.new_cache()
+        return RollbackCache(self.model.config.num_hidden_layers) if self.fused is None else self.fused.new_cache()
 
     def start(self, capacity: int) -> None:
         """Begin a new sequence of at most ``capacity`` tokens."""
+        if self.programs is not None and capacity > self.cache.capacity:
+            renew, captured = self.programs.renew, self.programs.captured
+            # The graphs go with the cache; so that few texts make it grow, it grows by much.
+            self.programs = None
+            self._reserve(max(capacity, 2 * self.cache.capacity))
+            renew(captured)
+        self._reserve(capacity)
+
+    def _reserve(self, capacity: int) -> None:
         self.cache.reserve(capacity)
-        if self._fused is not None:
-            self._fused.reserve(capacity)
+        if self.fused is not None:
+            self.fused.reserve(self.cache.capacity)
 
     def roll_back(self, length: int) -> None:
         """Forget what was read beyond the first ``length`` tokens."""
@@ -56,7 +78,6 @@ class CachedModel:
         self.cache.move(source, place)
         self.cache.length = place + 1
 
-    @torch.inference_mode()
     def forward(self, tokens: Tensor, rows: int | None = None, beside: Sequence[int] = ()) -> Tensor:
         """Read ``tokens`` behind what was read before.
 
@@ -69,15 +90,22 @@ class CachedModel:
         Returns:
             Logits ``[rows, vocab]``.
         """
+        if self.programs is not None and (logits := self.programs.forward(tokens, rows, beside)) is not None:
+            return logits
+        return self.eager(tokens, rows, beside)
+
+    @torch.inference_mode()
+    def eager(self, tokens: Tensor, rows: int | None = None, beside: Sequence[int] = ()) -> Tensor:
+        """Do what :meth:`forward` does, operation by operation."""
         past, new = self.cache.length, len(tokens)
         tokens = tokens.to(self.device)
         mask = self._mask(past, new, beside)
-        if self._fused is not None and not beside:
-            return self._fused(tokens, self.cache, mask, rows)[:, : self.vocab].to(self._home)
+        if self.fused is not None and not beside:
+            return self.fused(tokens, self.cache, mask, rows)[:, : self.vocab].to(self._home)
         positions = torch.arange(past, past + new, device=self.device)
         positions[new - len(beside) :] = past + torch.tensor(beside, dtype=torch.long, device=self.device)
-        if self._fused is not None:
-            return self._fused(tokens, self.cache, mask, rows, positions)[:, : self.vocab].to(self._home)
+        if self.fused is not None:
+            return self.fused(tokens, self.cache, mask, rows, positions)[:, : self.vocab].to(self._home)
         output = self.model(
             input_ids=tokens[None],
             position_ids=positions[None],
@@ -106,12 +134,12 @@ class CachedModel:
         new, past = tokens.shape[1], 0 if cache is None else cache.length
         # What stands behind the end of the context is read by nobody; it only must not be out of reach.
         positions = (visible.cumsum(-1)[:, -new:] - 1).clamp(min=0, max=self.context_limit - 1)
-        if self._fused is not None:
-            self._fused.reserve(self.context_limit)
+        if self.fused is not None:
+            self.fused.reserve(self.context_limit)
             seen = torch.ones((new, past + new), dtype=torch.bool, device=self.device).tril_(past)
             # A filling token sees itself, since attention to nothing is not a number.
             mask = (visible.bool()[:, None] & seen) | (seen & ~seen.tril(past - 1))
-            return self._fused.batch(tokens, positions, cache, mask[:, None], rows)[:, :, : self.vocab].to(self._home)
+            return self.fused.batch(tokens, positions, cache, mask[:, None], rows)[:, :, : self.vocab].to(self._home)
         output = self.model(
             input_ids=tokens,
             attention_mask=visible,

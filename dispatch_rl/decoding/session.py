@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
 from dispatch_rl.decoding.device_sampling import make_sampler
-from dispatch_rl.decoding.drafting import DraftToken
+from dispatch_rl.decoding.drafting import DraftToken, Gap
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.features import FeatureTracker
 from dispatch_rl.decoding.judging import judge
 from dispatch_rl.decoding.lookup import LookupIndex
+from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.rounds import Round, arm_name
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
@@ -157,7 +158,7 @@ class DecodingSession:
         record = Round(
             arm=arm or arm_name(students),
             students=students,
-            drafted=tuple(int(d.token) for d in self._draft),
+            drafted=tuple(verdict.drafted),
             num_accepted=min(verdict.accepted, len(verdict.emitted)),
             emitted=tuple(verdict.emitted),
             entropies_nats=tuple(entropies),
@@ -225,46 +226,52 @@ class DecodingSession:
         Raises:
             FloatingPointError: The student's logits are not numbers. Rejection sampling would let them into the text.
         """
+        steps = min(arm.length, self.room)
+        if not arm.watches and self._draft_at_once(arm.student, steps):
+            return
         limited, confidence, least = arm if arm.watches else None, 1.0, arm.min_confidence or 0.0
-        for _ in range(min(arm.length, self.room)):
+        for _ in range(steps):
             token = self.draft(arm.student, limited)
-            if token is None or (limited and int(token.token) in self.family.eos_token_ids):
+            if token is None or (limited and token.id in self.family.eos_token_ids):
                 break
             confidence *= token.chance
             if confidence < least:
                 break
-        logits = [d.logits for d in self._draft if d.logits is not None]
-        if logits and torch.cat(logits).amax().isnan():
-            raise FloatingPointError("logits that are not numbers")
+        self._sampler.check(self._draft)
+
+    def _draft_at_once(self, student: str, steps: int) -> bool:
+        """Draft ``steps`` tokens without the host waiting for any of them; return whether that can be done."""
+        model = self.family.students.get(student)
+        if model is None or model.programs is None:
+            return False
+        steps = min(steps, model.context_limit + 1 - len(self.tokens) - len(self._draft))
+        began = perf_counter()
+        drafted = self._sampler.run(student, model, self._gap(model), steps) if steps > 0 else None
+        if drafted is None:
+            return False
+        self._draft += drafted
+        self._draft_ms += 1000 * (perf_counter() - began)
+        return True
 
     def _draft_by_model(self, student: str, arm: Arm | None, clarity: bool) -> DraftToken | None:
         model = self.family.students[student]
         if len(self.tokens) + len(self._draft) > model.context_limit:
             return None
-        unread = [d.token for d in self._draft[max(0, model.length - len(self.tokens)) :]]
-        behind = self.tokens[model.length :]
-        if behind:
-            unread.insert(0, torch.tensor(behind, device=self.family.device))
-        logits = model.forward(torch.cat(unread) if len(unread) > 1 else unread[0], rows=1)
-        place = (len(self.tokens) + len(self._draft), len(self.rounds))
-        if arm is None and not clarity:
-            return DraftToken(student, *self._sampler.draft(logits, *place), logits)
-        scores = self._sampler.scores(logits, *place)
-        if arm is None:
-            sure = self._sampler.clarity(logits, scores)
-            return DraftToken(student, *self._sampler.draft(logits, *place, scores), logits, clarity=sure)
-        look = self._sampler.look(arm, logits, scores)
-        if look.hesitates:
-            return None
-        return DraftToken(student, *self._sampler.draft(logits, *place, scores), logits, look.second, chance=look.chance)
+        return self._sampler.next(student, model, self._gap(model), arm, clarity)
+
+    def _gap(self, model: CachedModel) -> Gap:
+        """Return what a student has not read before the next draft token."""
+        read, written, slot = model.length, len(self.tokens), len(self._draft)
+        drafted = [d.token for d in self._draft[max(0, read - written) :]]
+        return Gap(self.tokens[read:], drafted, written + slot, len(self.rounds), slot)
 
     def _draft_by_lookup(self) -> DraftToken | None:
-        ids = [int(d.token) for d in self._draft]
+        ids = [d.id for d in self._draft]
         _, proposed = self._lookup.find(ids)
         if proposed is None:
             return None
         token = torch.tensor([proposed], device=self.family.device)
-        return DraftToken(LOOKUP, token, self._sampler.one_hot(token))
+        return DraftToken(LOOKUP, token, self._sampler.one_hot(token), known=proposed)
 
 
 def _text_limit(family: Family, prompt: Sequence[int], max_new_tokens: int) -> int:

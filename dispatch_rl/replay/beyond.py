@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dispatch_rl.decoding.cache import AnyCache
-from dispatch_rl.decoding.drafting import entropies_nats, two_best
+from dispatch_rl.decoding.clearness import entropies_nats, two_best
 from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.kernels.verify import shape

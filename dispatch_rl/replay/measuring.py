@@ -18,6 +18,7 @@ from dispatch_rl.config import DecodingConfig, ProfilingConfig
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
 from dispatch_rl.decoding.drafting import Sampler
 from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.graphs import capture_graphs
 from dispatch_rl.decoding.loop import warm_up
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.replay.fingerprint import family_fingerprint
@@ -57,7 +58,10 @@ def measure(
     own = sorted({arm.length for arm in config.arm_list() if arm.length}) or [1]
     lengths = sorted({*own, *settings.draft_lengths})
     texts = MeasuredTexts.of(family, settings, max(lengths))
-    warm_up(family, ArmTable([Arm(NONE), Arm(LOOKUP, 2), *(Arm(name, max(lengths)) for name in family.students)]))
+    if config.watches:
+        capture_graphs(family, [Arm(name, max(lengths), min_margin=_SURE) for name in family.students], [config.sampling])
+    capture_graphs(family, [Arm(LOOKUP, length) for length in lengths], [config.sampling])
+    warm_up(family, ArmTable([Arm(NONE), Arm(LOOKUP, 2), *(Arm(name, max(lengths)) for name in family.students)]), [config.sampling])
     rng = np.random.default_rng(settings.seed)
     stretches = _stretches(rng, family, texts.edges[-1])
     done = 0

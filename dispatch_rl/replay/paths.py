@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dispatch_rl.decoding.drafting import two_best
+from dispatch_rl.decoding.clearness import two_best
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.kernels.entropy import RowStatistics, entropy

@@ -103,6 +103,8 @@ class ReplaySource:
 
         config, family = self.config, self.family
         made_with = [family_fingerprint(family), family.device_name(), str(config.profiling), str(config.sampling), str(config.arm_list())]
+        # This came later: profiles that were measured before it, all without graphs, keep their names.
+        made_with += [] if family.capturer is None else ["graphs"]
         path = config.replay.cache / f"profile-{digest(made_with)}.json"
         if not path.exists():
             with self._progress("measuring latencies", config.profiling.rounds) as update:

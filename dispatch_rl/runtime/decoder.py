@@ -1,12 +1,13 @@
 """An exported policy that decodes: text in, text out, the target's own, sooner."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from dispatch_rl.config import FamilyConfig
 from dispatch_rl.decoding.arms import ArmTable
 from dispatch_rl.decoding.families import Family, load_family
+from dispatch_rl.decoding.graphs import capture_graphs
 from dispatch_rl.decoding.loop import warm_up
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.policies.base import Policy
@@ -48,8 +49,16 @@ class AdaptiveDecoder:
         bundle.check_fits(loaded, Path(path))
         return cls(loaded, bundle.policy, bundle.arms)
 
+    def capture_graphs(self, samplings: Iterable[Sampling] = ()) -> None:
+        """Capture CUDA graphs for every arm, if there is a GPU; until then, models run operation by operation.
+
+        Args:
+            samplings: How tokens will be chosen, besides greedily and by coupled sampling without top-k and top-p.
+        """
+        capture_graphs(self.family, self.arms, samplings)
+
     def warm_up(self) -> None:
-        """Decode a little with every arm, so that the first text pays for no first call."""
+        """Capture CUDA graphs and decode a little with every arm, so that the first text pays for no first call."""
         warm_up(self.family, self.arms)
 
     def generate(
