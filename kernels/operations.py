@@ -43,8 +43,15 @@ def operations(device: torch.device) -> Operations:
 @cache
 def kernels() -> Operations:
     """Return the Triton kernels. Imports Triton, which is not everywhere."""
-    from dispatch_rl.kernels import attention_triton, dispatch_triton, entropy_triton, noise_triton, verify_triton
-    from dispatch_rl.kernels import rotate_and_store_triton, swiglu_triton
+    from dispatch_rl.kernels import (
+        attention_triton,
+        dispatch_triton,
+        entropy_triton,
+        noise_triton,
+        rotate_and_store_triton,
+        swiglu_triton,
+        verify_triton,
+    )
 
     return Operations(
         entropy=entropy_triton.entropy,

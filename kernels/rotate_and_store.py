@@ -37,13 +37,14 @@ def rotate_and_store(qkv: Tensor, cos: Tensor, sin: Tensor, buffer: Tensor, wher
         norms: The model's.
     """
     both = len(buffer)
-    q, k, v = qkv.split([qkv.shape[1] - both, both // 2, both // 2], dim=1)
+    heads = qkv.shape[1] - both
+    q, k, v = qkv[:, :heads], qkv[:, heads : heads + both // 2], qkv[:, heads + both // 2 :]
     queries, keys = q.float(), k.float()
     if norms is not None:
         queries = F.rms_norm(queries, queries.shape[-1:], norms.q_weight.float(), norms.eps)
         keys = F.rms_norm(keys, keys.shape[-1:], norms.k_weight.float(), norms.eps)
     x = torch.cat([queries, keys], dim=1)
     turned = (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin.float()).to(qkv.dtype)
-    q.copy_(turned[:, : q.shape[1]])
-    buffer.index_copy_(1, where, torch.cat([turned[:, q.shape[1] :], v], dim=1).transpose(0, 1))
+    q.copy_(turned[:, :heads])
+    buffer.index_copy_(1, where, torch.cat([turned[:, heads:], v], dim=1).transpose(0, 1))
     return q

@@ -51,25 +51,24 @@ def _rotate_and_store_kernel(
     qkv, stride, head_stride, cos, cos_stride, sin, sin_stride, buffer, buffer_head_stride, buffer_stride, where, where_stride,
     q_weight, k_weight, heads, kv_heads, EPS: tl.constexpr, NORMED: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    token, head = tl.program_id(0), tl.program_id(1)
+    """Nothing waits for a branch: all that is read is asked for at once, also by heads of values, which need neither angles nor norms."""
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     unit = tl.arange(0, WIDTH)
     mask = unit < HALF
-    source = qkv + tl.cast(token, tl.int64) * stride + head * head_stride + unit
+    source = qkv + token * stride + head * head_stride + unit
+    place = tl.load(where + token * where_stride).to(tl.int64)
     first, second = _pair(source, mask, HALF)
-    if head < heads + kv_heads:
-        if NORMED:
-            w_first, w_second = _pair(tl.where(head < heads, q_weight, k_weight) + unit, mask, HALF)
-            squares = tl.sum(first * first + second * second, axis=0)
-            scale = 1.0 / tl.sqrt(squares / (2 * HALF) + EPS)
-            first, second = first * scale * w_first, second * scale * w_second
-        at = tl.cast(token, tl.int64)
-        cos_first, cos_second = _pair(cos + at * cos_stride + unit, mask, HALF)
-        sin_first, sin_second = _pair(sin + at * sin_stride + unit, mask, HALF)
-        first, second = first * cos_first + second * sin_first, second * cos_second + first * sin_second
-    if head < heads:
-        target = source
-    else:
-        place = tl.load(where + token * where_stride).to(tl.int64)
-        target = buffer + tl.cast(head - heads, tl.int64) * buffer_head_stride + place * buffer_stride + unit
-    tl.store(target, first.to(qkv.dtype.element_ty), mask=mask)
-    tl.store(target + HALF, second.to(qkv.dtype.element_ty), mask=mask)
+    cos_first, cos_second = _pair(cos + token * cos_stride + unit, mask, HALF)
+    sin_first, sin_second = _pair(sin + token * sin_stride + unit, mask, HALF)
+    x, y = first, second
+    if NORMED:
+        x_weight, y_weight = _pair(tl.where(head < heads, q_weight, k_weight) + unit, mask, HALF)
+        scale = 1.0 / tl.sqrt(tl.sum(x * x + y * y, axis=0) / (2 * HALF) + EPS)
+        x, y = x * scale * x_weight, y * scale * y_weight
+    is_value = head >= heads + kv_heads
+    first = tl.where(is_value, first, x * cos_first + y * sin_first).to(qkv.dtype.element_ty)
+    second = tl.where(is_value, second, y * cos_second + x * sin_second).to(qkv.dtype.element_ty)
+    cached = buffer + (head - heads) * buffer_head_stride + place * buffer_stride + unit
+    target = tl.where(head < heads, source, cached)
+    tl.store(target, first, mask=mask)
+    tl.store(target + HALF, second, mask=mask)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """Return ``silu(gate) up`` with ``silu(x) = x / (1 + exp(-x))``, computed in float32 and rounded once, where an eager pass rounds twice.
+    """Return ``silu(gate) up`` with ``silu(x) = x / (1 + exp(-x))``, in float32 and rounded once. An eager pass rounds twice.
 
     Args:
         gate_up: The gates and behind them what they let through ``[tokens, 2 * size]``.

@@ -66,7 +66,8 @@ def _attention(dtype: torch.dtype, queries: int, heads: tuple[int, int] = (40, 8
 def _rotate_and_store(dtype: torch.dtype, tokens: int, heads: tuple[int, int], head_dim: int = 128, normed: bool = False) -> None:
     qkv, buffer = torch.zeros(tokens, heads[0] + 2 * heads[1], head_dim, dtype=dtype), torch.zeros(2 * heads[1], 64, head_dim, dtype=dtype)
     cos, sin = torch.zeros(2, tokens, 1, head_dim, dtype=dtype)
-    norms = HeadNorms(*torch.ones(2, head_dim, dtype=dtype), 1e-6) if normed else None
+    weight = torch.ones(head_dim, dtype=dtype)
+    norms = HeadNorms(weight, weight, 1e-6) if normed else None
     rotate_and_store_triton.rotate_and_store(qkv, cos, sin, buffer, torch.arange(tokens), norms)
 
 

@@ -1,4 +1,4 @@
-"""Queries and keys are turned as exactly as torch turns them, and go where they belong and nowhere else: by the reference and the kernel."""
+"""Queries and keys are turned as exactly as torch turns them and go where they belong: by the reference and by the kernel."""
 
 from collections.abc import Callable
 from math import pi
@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
 
 def memory(x: Tensor) -> Tensor:
     """Return all the memory in which ``x`` lies."""
-    return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage())  # type: ignore[call-overload]
+    return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage())
 
 
 def kernel(qkv: Tensor, cos: Tensor, sin: Tensor, buffer: Tensor, where: Tensor, norms: HeadNorms | None = None) -> Tensor:
@@ -46,7 +46,8 @@ def kernel(qkv: Tensor, cos: Tensor, sin: Tensor, buffer: Tensor, where: Tensor,
     given = [qkv, buffer, cos, sin, where, *(norms or ())[:2]]
     there = [memory(x).to(DEVICE) for x in given]
     q, cache, c, s, at, *weights = (m.as_strided(x.shape, x.stride(), x.storage_offset()) for m, x in zip(there, given, strict=True))
-    found = rotate_and_store_triton.rotate_and_store(q, c, s, cache, at, None if norms is None else HeadNorms(*weights, norms.eps))
+    moved = None if norms is None else HeadNorms(weights[0], weights[1], norms.eps)
+    found = rotate_and_store_triton.rotate_and_store(q, c, s, cache, at, moved)
     assert (found.data_ptr(), found.stride()) == (q.data_ptr(), q.stride())
     for theirs, ours in zip(there[:2], given[:2], strict=True):
         memory(ours).copy_(theirs)
@@ -71,7 +72,7 @@ def inputs(
     where = torch.randperm(CAPACITY, generator=generator)[:tokens]
     q_weight, k_weight = (1 + torch.rand(2, head_dim, generator=generator)).to(dtype)
     norms = HeadNorms(q_weight, k_weight, 1e-6) if normed else None
-    return Inputs(*(x.to(dtype) for x in (qkv, cos, sin, buffer)), where, norms)
+    return Inputs(qkv.to(dtype), cos.to(dtype), sin.to(dtype), buffer.to(dtype), where, norms)
 
 
 def copied(given: Inputs) -> Inputs:
@@ -134,7 +135,7 @@ def test_norms_by_hand(rotate: Rotate) -> None:
     """(1, 7) has the mean square 25, so without a turn it becomes (0.2, 1.4) times the weights; (3, 3) has 9, to which eps adds 16."""
     qkv, nothing = torch.tensor([[[1.0, 7.0], [1.0, 7.0], [9.0, 9.0]], [[3.0, 3.0], [3.0, 3.0], [9.0, 9.0]]]), torch.zeros(2, 1, 2)
     buffer = torch.zeros(2, 2, 2)
-    weights = torch.tensor([[10.0, 100.0], [1.0, 2.0]])
+    weights = torch.tensor([10.0, 100.0]), torch.tensor([1.0, 2.0])
     found = rotate(qkv[:1], nothing[:1] + 1, nothing[:1], buffer, torch.tensor([0]), HeadNorms(*weights, 0.0))
     torch.testing.assert_close(found, torch.tensor([[[2.0, 140.0]]]))
     torch.testing.assert_close(buffer[0, 0], torch.tensor([0.2, 2.8]))
