@@ -148,7 +148,10 @@ def compared(contenders: Sequence[Contender], seed: int) -> "Comparison":
     widest, world = _serving(sources, with_target(arms))
     fixed = FixedPolicy(best_fixed(ReplayWorld(widest.traces("validation"), profile, arms)))
     found = compare_replay(world, len(arms), {BEST_FIXED: fixed}, BEST_FIXED, seed)
-    worlds = [ReplayWorld(source.traces("test"), profile, ArmTable(source.arms(source.traces("test")))) for source in sources]
+    worlds = [
+        ReplayWorld(source.traces("test"), profile, ArmTable(source.arms(source.traces("test"))), source.config.replay.read_along)
+        for source in sources
+    ]
     mine = {contender.label: _replayed(contender, world) for contender, world in zip(contenders, worlds, strict=True)}
     return replace(found, results={**found.results, **mine})
 

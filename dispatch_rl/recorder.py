@@ -45,6 +45,17 @@ class Selection:
         self.tracking.log(step, found)
         return latency_ms
 
+    def fall_back(self) -> int | None:
+        """Keep a policy that always chooses one arm, if that is faster than the best so far, and return the arm's number."""
+        learned, kept = NetworkPolicy.load(self.run.best_policy), None
+        for action in range(learned.num_actions):
+            policy = learned.always(action)
+            found = {f"validation/{key}": value for key, value in self.validate(policy).items()}
+            if found["validation/latency_ms_per_token"] < self.best["validation/latency_ms_per_token"]:
+                self.best, kept = found, action
+                _save(policy, self.run.best_policy)
+        return kept
+
 
 def _save(policy: NetworkPolicy, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,8 @@ def learn_on_replay(
 ) -> None:
     """Let the configured learner learn from the texts of ``world``, or go on with it.
 
+    What is kept is at least as fast on the validation texts as every fixed arm.
+
     Args:
         config: Who learns, and how.
         world: What is replayed.
@@ -41,9 +43,11 @@ def learn_on_replay(
     """
     if config.algo == "policy_iteration":
         iterate(PolicyIteration(world, config.policy_iteration, config.seed, initial), selection, update)
-        return
-    env = ReplayVectorEnv(config.num_envs, config, world=world) if env is None else env
-    learn_by_sampling(ReplayVecEnv(env), world.features, env.tally, config, selection, initial, update)
+    else:
+        env = ReplayVectorEnv(config.num_envs, config, world=world) if env is None else env
+        learn_by_sampling(ReplayVecEnv(env), world.features, env.tally, config, selection, initial, update)
+    if (action := selection.fall_back()) is not None:
+        print(f"on validation texts no learned policy was faster than always {world.arms[action].name}, which is kept instead")
 
 
 def learn_by_sampling(

@@ -39,7 +39,8 @@ class ReplayDecodingEnv(gym.Env[Observation, np.int64]):
         :class:`~dispatch_rl.decoding.rounds.Round` and reward are the same, and so are the accepted counts and the text, exactly.
 
     Action space, observation space, reward:
-        As the live environment. Features whose columns a recording lacks are left out; ``env.unwrapped.features`` lists those there are.
+        As the live environment. Features whose columns a recording lacks are left out, and then those of
+        :mod:`dispatch_rl.replay.hindsight` come behind the others; ``env.unwrapped.features`` lists those there are.
         The reward's reference is, unless it is given, the latency of the best fixed arm on these texts, so that zero means "as fast as
         the best fixed arm".
 

@@ -29,6 +29,7 @@ class _Bandit(Policy):
     """Keeps sums of emitted tokens ``e`` and latencies ``t`` of every arm, so that pays follow for any ``lambda``."""
 
     learns = True
+    looks = False
 
     def __init__(self, num_actions: int) -> None:
         self.num_actions = num_actions
@@ -147,6 +148,8 @@ class LinUCBPolicy(_Bandit):
         ridge: Weight of the prior that features do not matter.
         cap: Largest scaled feature. A linear model is led astray by a student that is far behind.
     """
+
+    looks = True
 
     def __init__(self, num_actions: int, scale: Sequence[float], exploration: float = 1.0, ridge: float = 1.0, cap: float = 2.0) -> None:
         super().__init__(num_actions)

@@ -8,6 +8,8 @@ from dispatch_rl.policies.base import Actions, Observation, Policy
 class FixedPolicy(Policy):
     """Always the same arm."""
 
+    looks = False
+
     def __init__(self, action: int) -> None:
         self.action = action
 
@@ -20,6 +22,8 @@ class FixedPolicy(Policy):
 
 class RandomPolicy(Policy):
     """Any arm, all equally likely."""
+
+    looks = False
 
     def __init__(self, num_actions: int, seed: int) -> None:
         self.num_actions = num_actions

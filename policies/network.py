@@ -34,6 +34,7 @@ class NetworkPolicy(Policy):
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             self._tensors |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
         self._layers = list(weights), list(biases)
+        self.looks = bool(weights[-1].any())
         # Between two forward passes every call of numpy costs microseconds, whatever it computes. So the scale goes into the first matrix,
         # and every layer has one unit more that is always one, by which the next layer's biases are multiplied.
         self._first, self._first_bias = (weights[0] / scale).astype(np.float32), biases[0]
@@ -74,6 +75,13 @@ class NetworkPolicy(Policy):
                 f"{path}: the policy reads {self.num_features} features and knows {self.num_actions} arms; "
                 f"the configuration has {num_features} and {num_actions}"
             )
+
+    def always(self, action: int) -> "NetworkPolicy":
+        """Return a policy of the same shape that always chooses ``action``; it can learn to look again."""
+        weights, biases = self._layers
+        last = np.zeros_like(biases[-1])
+        last[action] = 1.0
+        return NetworkPolicy(self._tensors["scale"], [*weights[:-1], np.zeros_like(weights[-1])], [*biases[:-1], last])
 
     def logits(self, observation: Array) -> Array:
         """Return the unnormalised log-probabilities of the arms ``[actions]``."""

@@ -21,6 +21,8 @@ class ThresholdPolicy(Policy):
     With limits 0.4 and 0.8 nats and three students: the first below 0.4, the second from 0.4 on, the third from 0.8 on.
     """
 
+    looks = False
+
     def __init__(self, limits: Sequence[float], actions: Sequence[int], entropy_index: int = 0) -> None:
         if any(not low < high for low, high in pairwise(limits)) or not all(limit >= 0 for limit in limits):
             raise UserError(f"threshold.limits: {list(limits)} must rise and not be negative, as [0.4, 0.8] does")

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dispatch_rl.decoding.capturing import Program
+
 _FORBIDDEN = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select")
 """Operations that wait for the device."""
 
@@ -35,6 +37,19 @@ class Tapes:
         with _Recorder() as recorder:
             body()
         return Tape(recorder.steps, self)
+
+
+class Reruns:
+    """Captures nothing and does the body again, for operations that a tape cannot record."""
+
+    def capture(self, body: Callable[[], None]) -> Program:
+        body()
+        return _Rerun(body)
+
+
+class _Rerun:
+    def __init__(self, body: Callable[[], None]) -> None:
+        self.replay = body
 
 
 class Tape:

@@ -193,7 +193,7 @@ def test_the_length_may_be_any_integer(attention: Attention, length: Tensor) -> 
     assert torch.equal(attention(q, keys, values, length), attention(q, keys, values, usual))
 
 
-@pytest.mark.parametrize("layout", ["stacked", "positions first"])
+@pytest.mark.parametrize("layout", ["stacked", "positions first", "values apart"])
 def test_strided_input(attention: Attention, layout: str) -> None:
     """Keys and values are slices of one buffer, queries of one product, and the result goes where it is wanted."""
     q, keys, values, length = inputs(3, (4, 2), 64, 50, 64)
@@ -201,8 +201,10 @@ def test_strided_input(attention: Attention, layout: str) -> None:
     product[:, :4], buffer[1, 0] = q, torch.cat([keys, values])
     if layout == "positions first":
         buffer = buffer.transpose(2, 3).contiguous().transpose(2, 3)
-    wanted = torch.full((3, 2, 4, 64), 7.0)
-    arguments = product[:, :4], *buffer[1, 0].chunk(2), length
+    wanted, (k, v) = torch.full((3, 2, 4, 64), 7.0), buffer[1, 0].chunk(2)
+    if layout == "values apart":
+        v = v.transpose(0, 1).contiguous().transpose(0, 1)
+    arguments = product[:, :4], k, v, length
     found = attention(*arguments, None, wanted[:, 1])
     assert found.data_ptr() == wanted[:, 1].data_ptr()
     assert torch.equal(found, attention(q, keys, values, length))
@@ -252,9 +254,9 @@ def test_it_is_what_the_fused_forward_pass_asks_torch_for(attention: Attention, 
     model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_attention_heads=2, num_key_value_heads=1, initializer_range=0.3))
     calls, by_torch = [], F.scaled_dot_product_attention
 
-    def recorded(*arguments: Tensor, **options: Any) -> Tensor:
-        result = by_torch(*arguments, **options)
-        calls.append((*arguments, options["attn_mask"], result))
+    def recorded(q: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
+        result = by_torch(q, keys, values, **options)
+        calls.append((q, keys, values, options["attn_mask"], result))
         return result
 
     cached = CachedModel(model.eval(), vocab=97)

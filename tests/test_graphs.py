@@ -13,7 +13,7 @@ from dispatch_rl import doctor
 from dispatch_rl.config import FamilyConfig
 from dispatch_rl.decoding import graphs, static
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
-from dispatch_rl.decoding.capturing import CudaGraphs, Program, Reruns
+from dispatch_rl.decoding.capturing import CudaGraphs, Program
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.fused import FusedForward
 from dispatch_rl.decoding.graphs import GraphWarning, _does, capture_graphs, student_passes, target_passes
@@ -28,7 +28,7 @@ from dispatch_rl.kernels.verify import Rule
 from tests.families import llama, qwen2
 from tests.helpers import DEVICE, needs_gpu
 from tests.statics import CAPTURABLE, again, attention, capture, on_device
-from tests.tape import CaptureError, Tapes
+from tests.tape import CaptureError, Reruns, Tapes
 from tests.test_lossless import own_text
 
 ARMS = (Arm("tiny", 3), Arm("tiny", 3, hedge_below=3.0))

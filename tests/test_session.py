@@ -114,6 +114,20 @@ def test_stacked_cache_keeps_what_it_is_given() -> None:
         cache.extend(3, 512)
 
 
+def test_a_cache_that_lost_its_tokens_says_so() -> None:
+    """It does not go on with a new buffer, in whose memory anything may stand."""
+    stacked, layered = StackedCache(1, 1, 4, torch.empty(0)), RollbackCache(1)
+    for cache in (stacked, layered):
+        cache.reserve(8)
+    stacked.extend(1, 3)
+    layered.update(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4), 0)
+    stacked._buffer, layered._rollback_layers[0].is_initialized = None, False
+    with pytest.raises(RuntimeError, match="the cache has lost the 3 tokens that it held"):
+        stacked.extend(1, 1)
+    with pytest.raises(RuntimeError, match="the cache has lost the 3 tokens that it held"):
+        layered.update(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4), 0)
+
+
 def test_records_add_up(pocket: Family) -> None:
     """A round emits the accepted tokens and one more, and its parts of time are its latency."""
     session = begin(pocket, 50, Sampling(0.8, seed=2))

@@ -14,7 +14,7 @@ import torch
 from dispatch_rl.decoding import graphs
 from dispatch_rl.decoding.arms import Arm, ArmTable
 from dispatch_rl.decoding.cache import StackedCache
-from dispatch_rl.decoding.capturing import CudaGraphs, Reruns
+from dispatch_rl.decoding.capturing import CudaGraphs
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.loop import Dispatch, DispatchWarning
 from dispatch_rl.decoding.models import CachedModel
@@ -28,7 +28,7 @@ from dispatch_rl.policies.fixed import FixedPolicy
 from tests.families import llama, qwen2
 from tests.helpers import DEVICE, needs_gpu
 from tests.statics import ARMS, CAPTURABLE, FILTERED, again, decode, on_device, outline
-from tests.tape import Tapes
+from tests.tape import Reruns, Tapes
 from tests.test_lossless import own_text, random_sampling, steppers
 
 
@@ -69,15 +69,16 @@ def test_sessions_that_take_turns_do_not_disturb_each_other(other: Family, taped
     alone = [decode(other, [5, 6, 7 + i], sampling, 40, lambda s: s.step(arm)) for i, sampling in enumerate(samplings)]
     with on_device():
         together = [DecodingSession(taped, [5, 6, 7 + i], sampling, 40) for i, sampling in enumerate(samplings)]
-    rng = Random(3)
+    rng, left = Random(3), 0
     while open_ones := [session for session in together if not session.finished]:
         session = rng.choice(open_ones)
-        if rng.random() < 0.3:
-            # A draft that is left lying while another session decodes: its tokens are not what the inputs hold then.
+        if session.room > 0 and rng.random() < 0.4:
+            # Its draft is left lying while others decode: by then its tokens are neither what the inputs hold nor what was recorded.
             session.draft("tiny")
-            session.verify()
+            left += 1
         else:
             session.step(arm)
+    assert left > 5
     for session, expected in zip(together, alone, strict=True):
         assert session.text_tokens == expected.text_tokens
 
@@ -134,7 +135,7 @@ def test_a_text_that_outgrows_the_cache_is_captured_again(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("fault", ["replay raises", "cache is NaN", "cache is gone", "cache is too long"])
 def test_a_student_that_fails_changes_no_token(taped: Family, fault: str) -> None:
-    """The fifth promise holds for graphs: the target writes the rest alone, or nobody could see the fault and drafts are bad."""
+    """The fifth promise holds for graphs: the target writes the rest alone, after one warning."""
     with on_device():
         session = DecodingSession(taped, [5, 6, 7], Sampling(1.0, seed=2), 50)
     student = taped.students["twin"]
@@ -162,10 +163,9 @@ def test_a_student_that_fails_changes_no_token(taped: Family, fault: str) -> Non
     finally:
         programs._programs, student.cache._buffer = kept, buffer
     assert session.text_tokens == own_text(taped, [5, 6, 7], session.text_tokens, Sampling(1.0, seed=2))
-    assert [w.category for w in found] == [DispatchWarning] * (dispatch.failure is not None)
-    if fault in ("replay raises", "cache is NaN"):
-        assert dispatch.failure is not None
-        assert {record.drafted for record in session.rounds[2:]} == {()}
+    assert [w.category for w in found] == [DispatchWarning]
+    assert dispatch.failure is not None
+    assert {record.drafted for record in session.rounds[2:]} == {()}
 
 
 class _Broken:

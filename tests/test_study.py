@@ -103,10 +103,10 @@ def test_learners_are_measured_against_their_rivals_in_pairs(rows: list[Row]) ->
 def test_students_alone(rows: list[Row]) -> None:
     """Three arms of one length, against always the large student."""
     by_name = {row["policy"]: row for row in of(rows, "students")}
-    assert by_name["always large-4"]["draft_acceptance_rate"] is not None
-    assert set(by_name["policy_iteration"]["arm_shares"]) <= {"small-4", "medium-4", "large-4"}
-    assert {row["baseline"] for row in of(rows, "students, ratios")} == {"always large-4", "threshold"}
-    assert {row["policy"] for row in of(rows, "students", "live")} >= {"always large-4", "policy_iteration"}
+    assert by_name["always large-3"]["draft_acceptance_rate"] is not None
+    assert set(by_name["policy_iteration"]["arm_shares"]) <= {"small-3", "medium-3", "large-3"}
+    assert {row["baseline"] for row in of(rows, "students, ratios")} == {"always large-3", "threshold"}
+    assert {row["policy"] for row in of(rows, "students", "live")} >= {"always large-3", "policy_iteration"}
 
 
 def test_features_and_arms_are_taken_away(rows: list[Row]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from dispatch_rl.config import PolicyIterationConfig, PPOConfig, ReplayConfig, TrainConfig
 from dispatch_rl.decoding.arms import NONE, Arm
 from dispatch_rl.policies.fixed import FixedPolicy
+from dispatch_rl.policies.network import NetworkPolicy
 from dispatch_rl.recorder import Selection
 from dispatch_rl.replay.running import replay
 from dispatch_rl.replay.sources import open_replay
@@ -112,8 +113,12 @@ def test_a_hidden_feature_changes_no_decision(tmp_path: Path) -> None:
     hidden = ("entropy", "lag_a")
     trial = trials(tmp_path, hidden=hidden)[0]
     trial.train(lambda step, note: None)
-    policy, world = trial.policy(), trial.data.world("test")
+    trained, world = trial.policy(), trial.data.world("test")
+    assert isinstance(trained, NetworkPolicy)
     rng = np.random.default_rng(0)
+    # On texts as random as these a fixed arm may be kept, which looks at nothing; but the hidden layers are there.
+    (*weights, last), biases = trained.layers()
+    policy = NetworkPolicy(trained.tensors()["scale"], [*weights, rng.normal(size=last.shape).astype(np.float32)], biases)
     seen = rng.uniform(0, 1, (200, len(world.features))).astype(np.float32)
     names = [feature.name for feature in world.features]
     changed = seen.copy()
@@ -152,3 +157,20 @@ def test_every_feature_is_in_one_group(tmp_path: Path) -> None:
     assert sorted(name for members in groups.values() for name in members) == sorted(names)
     assert groups["moon_phase"] == ("moon_phase",)
     assert groups["lags"] == ("lag_a", "lag_b")
+
+
+def test_who_reads_along_is_as_configured(tmp_path: Path) -> None:
+    """A study replays a recording without entropies with the share of its configuration, and tells its trials apart by it."""
+    rows = [{key: row[key] for key in ("match_a", "match_b")} for row in random_rows(Random(3), 30, longest=20, lookup=False)]
+    recording = write_traces(tmp_path / "recording.jsonl", rows)
+    made_up_profile(10, a=1, b=3).write(tmp_path / "profile.json")
+    along, names = [], set()
+    for share in (0.01, 0.1, 1.0):
+        config = replace(CONFIG, replay=ReplayConfig(recording, tmp_path / "profile.json", read_along=share))
+        data = Data.of(open_replay(config), tmp_path / "used.json")
+        hindsight = data.world("train").hindsight
+        assert hindsight is not None
+        along.append(hindsight.along.tolist())
+        names.add(Trial("made-up", config, data, tmp_path).name)
+    assert along == [[], [0], [0, 1]]
+    assert len(names) == 3

@@ -115,14 +115,15 @@ def test_matches_become_runs(tmp_path: Path, form: str) -> None:
     ],
 )
 def test_what_was_not_recorded_is_no_feature(tmp_path: Path, left_out: list[str], features_off: set[str]) -> None:
-    """A missing column turns off what comes from it; the other features stay in their order."""
+    """A missing column turns off what comes from it; the other features stay in their order, and hindsight comes behind them."""
     rows = random_rows(Random(0), 3)
     arms, profile = [Arm("a", 2), Arm(NONE)], made_up_profile(a=1, b=2)
     every = [feature.name for feature in made_up_world(tmp_path / "all", rows, arms, profile).features]
     fewer = [{key: value for key, value in row.items() if key not in left_out} for row in rows]
     world = made_up_world(tmp_path / "fewer", fewer, arms, profile)
-    assert [feature.name for feature in world.features] == [name for name in every if name not in features_off]
-    assert world.static.shape[1] == len(every) - len(features_off)
+    hindsight = [f"right_{decay}_{student}" for student in "ab" for decay in (0.8, 0.95)] if left_out else []
+    assert [feature.name for feature in world.features] == [*(name for name in every if name not in features_off), *hindsight]
+    assert world.static.shape[1] == len(world.features)
     assert np.isfinite(world.static).all()
 
 

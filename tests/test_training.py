@@ -245,6 +245,16 @@ def test_traces_from_elsewhere_train_without_any_model(tmp_path: Path) -> None:
     assert "threshold" not in rows
 
 
+def test_where_nothing_is_to_be_learned_the_best_arm_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`eagle` is always right. A policy that looks pays for `ngram`, which reads along; the arm itself does not, and is taken instead."""
+    lines = [{"accepted_ngram": [0] * 40, "accepted_eagle": [6] * 40}] * 20
+    train.main([*from_elsewhere(tmp_path, lines, ngram=0.1, eagle=1.0), "--evaluation.prompts=0"])
+    assert "no learned policy was faster than always eagle-5, which is kept instead" in capsys.readouterr().out
+    rows = rows_of(tmp_path / "runs" / "pocket", "replay")
+    assert rows["learned"]["latency_ms_per_token"] == rows["best fixed arm"]["latency_ms_per_token"]
+    assert rows["learned"]["arm_shares"] == {"eagle-5": 1.0}
+
+
 WHOLE: dict[str, Any] = {"prompt": [5, 6], "path": [1, 2, 3], "limit": 9, "seed": 0, "temperature": 0.6, "top_k": None, "top_p": None}
 SEEN = {"entropy": [0.1] * 3, "top1_probability": [0.9] * 3, "margin": [1.0] * 3}
 LOOKED_UP = {"lookup_match": [0] * 3, "lookup_drafted": [0] * 3, "lookup_accepted": [0] * 3}

@@ -77,6 +77,10 @@ class ProfilingConfig:
             raise UserError(f"profiling.contexts: {self.contexts} are not lengths of at least 64 that rise")
 
 
+READ_ALONG = 0.01
+"""Share of the target's forward pass up to which a drafter is as good as free."""
+
+
 @dataclass(frozen=True)
 class ReplayConfig:
     """Where replay takes its traces and latencies from."""
@@ -88,3 +92,10 @@ class ReplayConfig:
     """Latency profile (JSON) to use; null measures one on this device and keeps it in the cache."""
     cache: Path = Path("traces")
     """Folder of the recordings and profiles that are made when none are given."""
+    read_along: float = READ_ALONG
+    """For recordings without entropies: a drafter whose forward pass takes at most this share of the target's makes one in every round,
+    so that the policy knows at once where it would have been right, and pays for it; 0 means none does."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.read_along <= 1:
+            raise UserError(f"replay.read_along: {self.read_along} is not in 0 ... 1")

@@ -33,6 +33,7 @@ class _Layer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write the new positions behind the valid ones and return views of all of them."""
         if not self.is_initialized:
+            _check_nothing_lost(self.length)
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
@@ -60,6 +61,12 @@ class _Layer(CacheLayerMixin):
 def _check_rollback(length: int, tokens: int) -> None:
     if not 0 <= tokens <= length:
         raise ValueError(f"cannot roll back from {length} to {tokens} tokens")
+
+
+def _check_nothing_lost(length: int) -> None:
+    """Refuse to go on with a new buffer where tokens were read into another: in their place would stand anything."""
+    if length:
+        raise RuntimeError(f"the cache has lost the {length} tokens that it held")
 
 
 def _rounded_up(capacity: int) -> int:
@@ -212,6 +219,7 @@ class StackedCache:
     def allocate(self, texts: int = 1) -> Tensor:
         """Return the buffer, made if it is not there."""
         if self._buffer is None:
+            _check_nothing_lost(self._length)
             self._buffer = self._like.new_empty((self._layers, texts, 2 * self._heads, self._capacity, self._head_dim))
         return self._buffer
 

@@ -1,4 +1,4 @@
-"""Work that is captured once and replayed: CUDA graphs on a GPU; elsewhere it is simply done again, over the same buffers."""
+"""Work that is captured once and replayed, over the same buffers: CUDA graphs."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -33,29 +33,25 @@ class CudaGraphs:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
+        self._one = torch.zeros(1, device=device)
+        self._first: Program | None = None
+        """Does nothing of use: a pool that has lost its last graph takes no other, so this one stays."""
 
     def capture(self, body: Callable[[], None]) -> Program:
-        with torch.cuda.device(self._device):
+        # A capture that fails leaves its stream the current one; here the old one comes back.
+        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
+            if self._first is None:
+                self._first = self._captured(lambda: self._one.zero_())
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 for _ in range(_WARM_UPS):
                     body()
             torch.cuda.current_stream().wait_stream(self._stream)
-            graph = torch.cuda.CUDAGraph()
-            # What other threads do meanwhile, such as watching the GPU, must not end the capture.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                body()
+            return self._captured(body)
+
+    def _captured(self, body: Callable[[], object]) -> Program:
+        graph = torch.cuda.CUDAGraph()
+        # What other threads do meanwhile, such as watching the GPU, must not end the capture.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            body()
         return graph
-
-
-class Reruns:
-    """Does the work again: what graphs do, wherever there is no GPU."""
-
-    def capture(self, body: Callable[[], None]) -> Program:
-        body()
-        return _Rerun(body)
-
-
-class _Rerun:
-    def __init__(self, body: Callable[[], None]) -> None:
-        self.replay = body

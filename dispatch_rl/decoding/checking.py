@@ -7,7 +7,7 @@ from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.programs import Pass, Programs
 from dispatch_rl.decoding.static import Choice, Told
 from dispatch_rl.kernels.operations import Operations
-from dispatch_rl.kernels.verify import Rule, Turn
+from dispatch_rl.kernels.verify import HEADER, Rule, Turn
 
 BOUNDS = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 """Largest difference of a row, as a share of its length (Euclidean), that may come from rounding in another order."""
@@ -85,12 +85,14 @@ class _Comparison:
         device = self.passes.buffer.device
         turn = Turn.of(torch.tensor([told.seed, at, told.draw, self.drafted], device=device), torch.tensor(told.temperature, device=device))
         if isinstance(then, Rule):
-            found = self.passes.report[:2]
-            judged = self.operations.verify(self.passes.logits[:rows], self.passes.inputs.tokens[1:rows], turn, then).packed[:2]
+            end, read = HEADER + 3 * rows, self.passes.inputs.tokens[:rows]
+            found = self.passes.report[: end + rows]
+            judged = torch.cat([self.operations.verify(self.passes.logits[:rows], read[1:], turn, then).packed, read])
+            judged[end : end + len(self.text) - self.past] = torch.tensor(self.text[self.past :], device=device)
         else:
             assert isinstance(then, Choice)
             found = self.passes.record[told.slot + self.what.steps - 1, 1:2]
             nothing = torch.empty(0, dtype=torch.int64, device=device)
             judged = self.operations.verify(self.passes.logits, nothing, turn, then.rule).packed[1:2]
-        if found.tolist() != judged.tolist():
-            raise GraphDiffers(f"its tokens are {found.tolist()}, the eager path's {judged.tolist()}")
+        if not torch.equal(found, judged):
+            raise GraphDiffers(f"its tokens are {found[:2].tolist()}, the eager path's {judged[:2].tolist()}")

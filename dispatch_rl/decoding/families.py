@@ -145,6 +145,12 @@ def assemble(
     first, *others = models
     target, *students = (CachedModel(model, vocab, device) for model in models.values())
     limit = min(target.context_limit, config.max_context or target.context_limit)
+    capturer = CudaGraphs(device) if config.graphs and device.type == "cuda" and operations(device).compiled else None
+    eager = [
+        f"{key}: it does not run through our own forward pass, so without CUDA graphs"
+        for key, model in zip(models, (target, *students), strict=True)
+        if capturer is not None and not model.can_capture
+    ]
     shorter = [
         f"{key}: it reads {student.context_limit} tokens, the target {limit}; it drafts no further"
         for key, student in zip(others, students, strict=True)
@@ -158,8 +164,8 @@ def assemble(
         context_limit=limit,
         eos_token_ids=_eos_token_ids(models[first], tokenizer),
         device=device,
-        remarks=(*remarks, *shorter),
-        capturer=CudaGraphs(device) if config.graphs and device.type == "cuda" and operations(device).compiled else None,
+        remarks=(*remarks, *shorter, *eager),
+        capturer=capturer,
     )
 
 
@@ -191,11 +197,9 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        return torch.empty(0, device=name).device  # with its number, as tensors have it
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"family.device: '{name}' is not to be had here: {first_line(error)}") from error
-    return device
 
 
 def _eos_token_ids(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

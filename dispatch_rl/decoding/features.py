@@ -20,6 +20,8 @@ ACCEPTANCE_DECAY = 0.9
 """Weight of the past in a student's moving acceptance, per draft token."""
 ACCEPTANCE_PRIOR = 0.5
 """A student's moving acceptance before it has drafted."""
+HINDSIGHT_DECAYS = (0.8, 0.95)
+"""Weights of the past in the moving shares of tokens that a student would have got right, per token."""
 ENTROPY_BUCKETS_NATS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 12.0)
 """Edges of the buckets in which tables and figures sort entropies."""
 
@@ -55,13 +57,20 @@ def feature_table(students: Sequence[str], missing: Collection[str] = ()) -> tup
 
     Args:
         students: Names, from cheap to expensive.
-        missing: Columns that a recording lacks; features that come from them are off.
+        missing: Columns that a recording lacks; features that come from them are off. Such a recording can only be replayed, so there
+            are features in their place that replay alone knows, those of :mod:`dispatch_rl.replay.hindsight`.
     """
     acceptance = (
         Feature(f"acceptance_{s}", "1", 0, 1, 1, f"moving share of accepted draft tokens of '{s}' (decay 0.9, first 0.5)") for s in students
     )
     lag = (Feature(f"lag_{s}", "tokens", 0, 256, 16, f"committed tokens that the cache of '{s}' is behind") for s in students)
-    return (*(feature for feature in _TARGET_FEATURES if feature.column not in missing), *acceptance, *lag)
+    hindsight = tuple(_hindsight(s, decay) for s in students for decay in HINDSIGHT_DECAYS) if missing else ()
+    return (*(feature for feature in _TARGET_FEATURES if feature.column not in missing), *acceptance, *lag, *hindsight)
+
+
+def _hindsight(student: str, decay: float) -> Feature:
+    meaning = f"moving share of tokens that '{student}' would have got right, up to where that is known (decay {decay:g}, first 0.5)"
+    return Feature(f"right_{decay:g}_{student}", "1", 0, 1, 1, meaning)
 
 
 def position_index(features: Sequence[Feature], name: str) -> int:

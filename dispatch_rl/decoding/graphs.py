@@ -129,8 +129,14 @@ class _Capture:
         if capturer is None or not model.can_capture:
             return
         began, before = perf_counter(), _allocated(model.device)
-        programs, model.programs = model.programs or self._programs(capturer), None
-        missing = {what for what in wanted - programs.captured if what.then not in programs.refused}
+        programs, model.programs = model.programs, None
+        try:
+            programs = programs or self._programs(capturer)
+        except Exception as error:  # such as no memory for a cache of the usual size; a text may do with less
+            self._refuse(None, error)
+            model.cache = model.new_cache()
+            return
+        missing = {what for what in wanted - programs.captured if what.then not in model.refused}
         # The passes alone come first: without them there is no choice either.
         for then in sorted({what.then for what in missing}, key=lambda then: (then is not None, str(then))):
             if model.can_capture:
@@ -150,10 +156,14 @@ class _Capture:
                 check_pass(self.model, programs, what, operations(self.model.device))
             except Exception as error:  # of whatever kind: the eager path is always there
                 programs.give_up(what.then)
-                self.model.can_capture &= what.then is not None
-                reason = f"{what}: {type(error).__name__}: {first_line(error)}"
-                warnings.warn(f"{self.name} {_does(what.then)} without CUDA graphs ({reason})", GraphWarning, stacklevel=4)
+                self._refuse(what.then, error, f"{what}: ")
                 return
+
+    def _refuse(self, then: Choice | Rule | None, error: Exception, where: str = "") -> None:
+        """Tell in one line what is done without graphs from now on."""
+        self.model.refused.add(then)
+        reason = f"{where}{type(error).__name__}: {first_line(error)}"
+        warnings.warn(f"{self.name} {_does(then)} without CUDA graphs ({reason})", GraphWarning, stacklevel=5)
 
     def _programs(self, capturer: Capturer) -> Programs:
         """Return what will hold the model's passes, with room for a usual text."""

@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 from dispatch_rl.decoding.cache import AnyCache, RollbackCache
 from dispatch_rl.decoding.fused import FusedForward, is_supported
 from dispatch_rl.decoding.programs import Programs
+from dispatch_rl.decoding.static import Choice
+from dispatch_rl.kernels.verify import Rule
 
 
 class CachedModel:
@@ -33,8 +35,13 @@ class CachedModel:
         """Whoever began the sequence that the cache holds."""
         self.programs: Programs | None = None
         """Its captured passes, if there are any."""
-        self.can_capture = self.fused is not None and self._home == self.device
-        """Whether its passes may be captured; no longer, once that has failed."""
+        self.refused: set[Choice | Rule | None] = set()
+        """How captured passes may not end, because that has failed; None stands for all of them."""
+
+    @property
+    def can_capture(self) -> bool:
+        """Whether its passes may be captured."""
+        return self.fused is not None and self._home == self.device and None not in self.refused
 
     @property
     def length(self) -> int:
@@ -47,17 +54,18 @@ class CachedModel:
 
     def start(self, capacity: int) -> None:
         """Begin a new sequence of at most ``capacity`` tokens."""
-        outgrown = self.programs if capacity > self.cache.capacity else None
-        if outgrown is not None:
+        if self.programs is not None and capacity > self.cache.capacity:
+            renew, captured = self.programs.renew, self.programs.captured
             # The graphs go with the cache; so that few texts make it grow, it grows by much.
-            capacity, self.programs = max(capacity, 2 * self.cache.capacity), None
+            self.programs = None
+            self._reserve(max(capacity, 2 * self.cache.capacity))
+            renew(captured)
+        self._reserve(capacity)
+
+    def _reserve(self, capacity: int) -> None:
         self.cache.reserve(capacity)
         if self.fused is not None:
             self.fused.reserve(self.cache.capacity)
-        if outgrown is not None:
-            renew, captured = outgrown.renew, outgrown.captured
-            del outgrown  # and what it holds
-            renew(captured)
 
     def roll_back(self, length: int) -> None:
         """Forget what was read beyond the first ``length`` tokens."""

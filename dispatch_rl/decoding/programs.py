@@ -67,8 +67,6 @@ class Programs:
     def __init__(self, cache: StackedCache, passes: StaticPasses, capturer: Capturer, renew: Callable[[AbstractSet[Pass]], None]) -> None:
         self.passes = passes
         self.renew = renew
-        self.refused: set[Choice | Rule | None] = set()
-        """What was given up and is not tried again."""
         self._cache = cache
         self._capturer = capturer
         self._programs: dict[Pass, Program] = {}
@@ -83,7 +81,6 @@ class Programs:
 
     def give_up(self, then: Choice | Rule | None) -> None:
         """Let the passes with one way to choose or judge go, all of them if it is None."""
-        self.refused.add(then)
         for what in [what for what in self._programs if then is None or what.then == then]:
             del self._programs[what]
             self._sizes.pop((what.then, what.steps), None)
@@ -188,6 +185,8 @@ class Programs:
 
     def _fitting(self, tokens: int, then: Choice | Rule | None, steps: int = 1) -> Pass | None:
         """Return the smallest captured pass that takes so many ``tokens``."""
+        if tokens < 1:
+            return None
         sizes = self._sizes.get((then, steps), [])
         place = bisect_left(sizes, tokens)
         if place == len(sizes) or not self.fits or not self._room(sizes[place] + steps - 1):

@@ -244,7 +244,7 @@ class DecodingSession:
         model = self.family.students.get(student)
         if model is None or model.programs is None:
             return False
-        steps = min(steps, model.context_limit + 1 - len(self.tokens))
+        steps = min(steps, model.context_limit + 1 - len(self.tokens) - len(self._draft))
         began = perf_counter()
         drafted = self._sampler.run(student, model, self._unread(model), self._place(), steps) if steps > 0 else None
         if drafted is None:

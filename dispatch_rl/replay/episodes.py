@@ -41,15 +41,24 @@ class Step:
 
 
 class Episodes:
-    """The state of a fixed number of episodes: where each text stands, what each student has read, what was accepted lately."""
+    """The state of a fixed number of episodes: where each text stands, what each student has read, what was accepted lately.
 
-    def __init__(self, world: ReplayWorld, count: int) -> None:
+    Args:
+        world: What is replayed.
+        count: Number of episodes.
+        reads_along: Whether the students that read along do so; without, their features are not up to date, and nothing is paid.
+    """
+
+    def __init__(self, world: ReplayWorld, count: int, reads_along: bool = True) -> None:
         self.world = world
+        self._along = world.hindsight.along if reads_along and world.hindsight is not None else np.zeros(0, dtype=np.int64)
         names = [feature.name for feature in world.features]
         self._fraction_column = names.index("accepted_fraction")
         students = len(world.traces.students)
-        self._acceptance_columns = slice(len(names) - 2 * students, len(names) - students)
-        self._lag_columns = slice(len(names) - students, len(names))
+        first = names.index(f"acceptance_{world.traces.students[0]}")
+        self._acceptance_columns = slice(first, first + students)
+        self._lag_columns = slice(first + students, first + 2 * students)
+        self._hindsight_columns = slice(first + 2 * students, len(names))
         self._longest_lag = np.array([feature.high for feature in world.features[self._lag_columns]])
         self._kept = ACCEPTANCE_DECAY ** np.arange(256)
         self._rows = np.arange(count)
@@ -129,6 +138,9 @@ class Episodes:
         drafted, accepted, emitted = outcome[:3]
         read, forwards = self._read[rows, drafter], outcome.forwards
         latency_ms = world.latency_ms(drafter, outcome, length - read, length, world.watching.watches[actions])
+        if len(self._along):
+            latency_ms += self._along_ms(drafter, length)
+            self._read[:, self._along] = np.where(self._along == drafter[:, None], self._read[:, self._along], length[:, None])
         self._read[rows, drafter] = np.where(forwards > 0, length + np.minimum(forwards - 1, accepted), read)
         kept = self._kept[accepted]
         believed = kept * self._acceptance[rows, drafter] + (1 - kept)
@@ -147,7 +159,27 @@ class Episodes:
         observed[:, self._acceptance_columns] = self._acceptance[which, :students]
         lags = (self._prompt[which] + emitted - 1)[:, None] - self._read[which, :students]
         observed[:, self._lag_columns] = np.clip(lags, 0, self._longest_lag)
+        if world.hindsight is not None:
+            starts = self._begin[which] + self._text[which]
+            observed[:, self._hindsight_columns] = world.hindsight.features(starts, self._known(which))
         return observed
+
+    def _known(self, which: Ints | slice) -> Ints:
+        """Return for how many tokens it is known whether each student would have been right ``[episodes, students]``."""
+        emitted = self._emitted[which][:, None]
+        read = self._read[which, : len(self.world.traces.students)]
+        # A student that has read nothing was never asked.
+        known: Ints = np.where(read > 0, np.clip(read + 1 - self._prompt[which][:, None], 0, emitted), 0)
+        known[:, self._along] = emitted
+        return known
+
+    def _along_ms(self, drafter: Ints, length: Ints) -> Floats:
+        """Return what the forward passes of those take that read along in a round of ``drafter`` ``[episodes]``."""
+        total_ms = np.zeros(len(drafter))
+        for student in self._along:
+            query = length - self._read[:, student]
+            total_ms += (drafter != student) * self.world.first_forward_ms(np.full(len(drafter), student), query, length)
+        return total_ms
 
     def commit(self, episode: int, drafters: Sequence[int], accepted: int, emitted: int, read: Sequence[int]) -> bool:
         """Take in a round that was drafted token by token, and return whether the text has ended.
@@ -190,6 +222,7 @@ class Episodes:
         total_ms = float(world.latency_ms(at[0], outcome, at[1], at[2], world.watching.watches[[action]])[0])
         verify_ms = float(world.verify_ms[drafter, drafted + int(outcome.hedges[0]), length])
         overhead_ms = world.profile.overhead_ms + world.profile.token_ms * count
+        along_ms = float(self._along_ms(np.full(self.count, drafter), self._prompt + self._emitted)[episode])
         path, entropies = self.following(episode, count)
         return Round(
             arm=arm.name,
@@ -200,7 +233,7 @@ class Episodes:
             entropies_nats=entropies,
             draft_ms=max(total_ms - verify_ms - overhead_ms, 0.0) if outcome.forwards[0] else 0.0,
             verify_ms=verify_ms,
-            overhead_ms=overhead_ms,
+            overhead_ms=overhead_ms + along_ms,
             num_hedges=int(outcome.hedges[0]),
             hedge_stood=bool(outcome.hedge_stands[0]),
         )

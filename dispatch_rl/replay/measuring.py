@@ -58,10 +58,10 @@ def measure(
     own = sorted({arm.length for arm in config.arm_list() if arm.length}) or [1]
     lengths = sorted({*own, *settings.draft_lengths})
     texts = MeasuredTexts.of(family, settings, max(lengths))
-    for name in family.students:
-        watching = [Arm(name, max(lengths), min_margin=_SURE)] if config.watches else []
-        capture_graphs(family, [*(Arm(name, length) for length in lengths), *watching], [config.sampling])
-    warm_up(family, ArmTable([Arm(NONE), Arm(LOOKUP, 2), *(Arm(name, max(lengths)) for name in family.students)]))
+    if config.watches:
+        capture_graphs(family, [Arm(name, max(lengths), min_margin=_SURE) for name in family.students], [config.sampling])
+    capture_graphs(family, [Arm(LOOKUP, length) for length in lengths], [config.sampling])
+    warm_up(family, ArmTable([Arm(NONE), Arm(LOOKUP, 2), *(Arm(name, max(lengths)) for name in family.students)]), [config.sampling])
     rng = np.random.default_rng(settings.seed)
     stretches = _stretches(rng, family, texts.edges[-1])
     done = 0

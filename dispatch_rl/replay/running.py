@@ -59,7 +59,7 @@ def replay(world: ReplayWorld, policy: Policy, texts: Ints | None = None) -> Rep
     entropy = _entropy_column(world)
     for group in groups:
         policy.reset()
-        episodes = Episodes(world, len(group))
+        episodes = Episodes(world, len(group), policy.looks)
         episodes.restart(np.arange(len(group)), texts[group])
         while len(group):
             observations = episodes.observations()
@@ -88,12 +88,12 @@ def best_fixed_latency_ms(world: ReplayWorld) -> float:
 
 
 def predicted_rounds(world: ReplayWorld, text: int, actions: Sequence[int]) -> list[Round]:
-    """Return the rounds in which ``text`` is decoded by this sequence of arms.
+    """Return the rounds in which ``text`` is decoded by this sequence of arms, chosen without looking.
 
     Raises:
         ValueError: The sequence does not end where the text does.
     """
-    episodes = Episodes(world, 1)
+    episodes = Episodes(world, 1, reads_along=False)
     episodes.restart(np.array([0]), np.array([text]))
     rounds, finished = [], False
     for action in actions:

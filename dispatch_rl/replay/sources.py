@@ -57,7 +57,8 @@ class ReplaySource:
         """Return one part of the prompts, ready to be replayed with the configured arms and ``extra`` ones behind them."""
         traces = self.traces(part)
         arms = self.arms(traces)
-        return ReplayWorld(traces, self.profile, ArmTable([*arms, *(arm for arm in extra if arm not in arms)]))
+        table = ArmTable([*arms, *(arm for arm in extra if arm not in arms)])
+        return ReplayWorld(traces, self.profile, table, self.config.replay.read_along)
 
     def arms(self, traces: Traces) -> list[Arm]:
         """Return the configured arms; if none are given, those that the students of the recording call for."""
@@ -102,6 +103,8 @@ class ReplaySource:
 
         config, family = self.config, self.family
         made_with = [family_fingerprint(family), family.device_name(), str(config.profiling), str(config.sampling), str(config.arm_list())]
+        # This came later: profiles that were measured before it, all without graphs, keep their names.
+        made_with += [] if family.capturer is None else ["graphs"]
         path = config.replay.cache / f"profile-{digest(made_with)}.json"
         if not path.exists():
             with self._progress("measuring latencies", config.profiling.rounds) as update:

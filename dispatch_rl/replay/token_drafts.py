@@ -65,7 +65,7 @@ class TokenDrafts:
         self.missing = missing(world.traces)
         longest = int((world.traces.prompt_lengths + world.traces.lengths).max()) + longest_draft + 1
         self.costs = TokenCosts(world.profile, self.drafters, longest)
-        self.episode = Episodes(world, 1)
+        self.episode = Episodes(world, 1, reads_along=False)
         self._accepted = [world.traces.accepted[name] for name in world.traces.students]
         self._clarity = [[world.traces.floats.get(f"{key}_{name}") for key in _KEYS] for name in world.traces.students]
         self._beyond = [[world.traces.beyond.get(f"{BEYOND}{key}_{name}") for key in _KEYS] for name in world.traces.students]

@@ -106,7 +106,7 @@ def _side_by_side(world: ReplayWorld, rules: Sequence[Rule]) -> Floats:
     rule_of = np.repeat(np.arange(len(rules)), len(world.texts))
     texts = np.tile(world.texts, len(rules))
     states = world.traces.offsets[texts] + texts
-    episodes = Episodes(world, len(texts))
+    episodes = Episodes(world, len(texts), reads_along=False)
     episodes.restart(np.arange(len(texts)), texts)
     total = np.zeros(len(rules))
     while len(rule_of):

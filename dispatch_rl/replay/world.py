@@ -6,9 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dispatch_rl.config.replay import READ_ALONG
 from dispatch_rl.decoding.arms import LOOKUP, NONE, ArmTable
 from dispatch_rl.decoding.features import AVERAGE_DECAY, Feature, feature_table
 from dispatch_rl.errors import UserError
+from dispatch_rl.replay.hindsight import Hindsight
 from dispatch_rl.replay.profile import Profile, interpolated
 from dispatch_rl.replay.traces import Traces
 from dispatch_rl.replay.watching import Watching, check
@@ -47,11 +49,17 @@ class ReplayWorld:
 
     The *state* ``offsets[text] + text + k`` is text ``text`` after ``k`` emitted tokens; every text has one more state than positions.
 
+    Args:
+        traces: What was recorded.
+        profile: Latencies.
+        arms: What is chosen from.
+        read_along: As in :class:`~dispatch_rl.config.ReplayConfig`.
+
     Raises:
         UserError: An arm has no recording, is longer than what was recorded, or has no latency.
     """
 
-    def __init__(self, traces: Traces, profile: Profile, arms: ArmTable) -> None:
+    def __init__(self, traces: Traces, profile: Profile, arms: ArmTable, read_along: float = READ_ALONG) -> None:
         _check(traces, arms)
         self.traces = traces
         self.profile = profile
@@ -68,6 +76,8 @@ class ReplayWorld:
         self._compile_outcomes()
         self.watching = Watching(traces, arms)
         self._compile_costs()
+        self.hindsight = Hindsight(traces, profile, self._drafting(), read_along) if traces.missing() else None
+        """What drafters turn out to have been right about; None if the features need it not."""
         self.static = self._static_features()
         """Features at every state, with zeros where they depend on the rounds before ``[states, features]``."""
 

@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
 
 from dispatch_rl.decoding.families import Family, load_family
+from dispatch_rl.decoding.graphs import capture_graphs
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
 from dispatch_rl.runtime.bundle import Bundle
@@ -61,7 +62,8 @@ def dispatched(bundle: str | Path, *, family: Family | None = None) -> "Dispatch
     Args:
         bundle: Folder that ``dispatch_rl.export`` wrote.
         family: The models, if they are loaded already; its target must be the model that generates. None loads the students, at the
-            first call and onto the device of the model, from where they were when the bundle was exported.
+            first call and onto the device of the model, from where they were when the bundle was exported, and captures CUDA graphs on
+            a GPU.
 
     Raises:
         UserError: The bundle is broken.
@@ -118,19 +120,20 @@ class DispatchedGenerate:
         ends = [criterion.eos_token_id.tolist() for criterion in stopping_criteria if type(criterion) is EosTokenCriteria]
         others = StoppingCriteriaList([c for c in stopping_criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria)])
         prompt: list[int] = input_ids[0].tolist()
-        family = replace(self._family_of(model), eos_token_ids=frozenset(token for tokens in ends for token in tokens))
+        family = replace(self._family_of(model, sampling), eos_token_ids=frozenset(token for tokens in ends for token in tokens))
         longest = min(limits, default=family.context_limit) - len(prompt)
         writer = Writer(family, self._bundle.policy, self._bundle.arms, prompt, sampling, longest)
         self.last = _written(writer, input_ids, others, streamer) if others or streamer is not None else writer.write()
         sequences: Any = torch.tensor([[*prompt, *self.last.tokens]], device=input_ids.device)
         return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
 
-    def _family_of(self, model: PreTrainedModel) -> Family:
+    def _family_of(self, model: PreTrainedModel, sampling: Sampling) -> Family:
         if self._family is None or self._family.target.model is not model:
             if self._family is not None:
                 raise UserError("custom_generate: the family's target is another model than the one that generates")
             family = load_family(self._bundle.family, target=model)
             self._bundle.check_fits(family, self._path)
+            capture_graphs(family, self._bundle.arms, [sampling])
             self._family = family
         return self._family
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dispatch_rl.config.replay import READ_ALONG
 from dispatch_rl.decoding.arms import Arm, ArmTable
 from dispatch_rl.decoding.features import Feature
 from dispatch_rl.errors import UserError
@@ -44,6 +45,8 @@ class Data:
     """Features that are held constant."""
     texts: int | None = None
     """Only so many training texts, the first ones; None means all."""
+    read_along: float = READ_ALONG
+    """As in :class:`~dispatch_rl.config.ReplayConfig`."""
 
     @classmethod
     def of(cls, source: ReplaySource, profile: Path) -> "Data":
@@ -56,11 +59,13 @@ class Data:
             raise UserError(f"replay.traces: the parts of {given} have different students")
         where: dict[Split, tuple[Path, Split | None]] = {p: (t.source, None) if given is None else (given, p) for p, t in read.items()}
         fingerprint = digest([*(_content(traces) for traces in read.values()), profile.read_text(encoding="utf-8")])
-        return cls(config.sampling.temperature, where, profile, tuple(source.arms(read["test"])), fingerprint)
+        arms, read_along = tuple(source.arms(read["test"])), config.replay.read_along
+        return cls(config.sampling.temperature, where, profile, arms, fingerprint, read_along=read_along)
 
     def settings(self) -> list[str]:
         """Return what tells it from others."""
-        return [self.fingerprint, *(arm.name for arm in self.arms), str(self.kinds), str(self.hidden), str(self.texts)]
+        others = (self.kinds, self.hidden, self.texts, self.read_along)
+        return [self.fingerprint, *(arm.name for arm in self.arms), *map(str, others)]
 
     def with_profile(self, path: Path) -> "Data":
         """Return the same texts with other latencies."""
@@ -81,7 +86,7 @@ class Data:
         """Return a part of the texts, ready to be replayed, with ``extra`` arms behind the others."""
         traces = self.load(part)
         arms = ArmTable([*self.arms, *(arm for arm in extra if arm not in self.arms)])
-        world = ReplayWorld(traces, Profile.read(self.profile), arms)
+        world = ReplayWorld(traces, Profile.read(self.profile), arms, self.read_along)
         if self.kinds is None and not self.hidden and self.texts is None:
             return world
         world = copy.copy(world)

@@ -9,6 +9,7 @@ from dispatch_rl import __version__
 from dispatch_rl.config.study import StudyConfig
 from dispatch_rl.decoding.arms import Arm
 from dispatch_rl.replay.fingerprint import digest
+from dispatch_rl.replay.tuning import best_fixed
 from dispatch_rl.runs import write_json
 from dispatch_rl.study.data import Data
 from dispatch_rl.study.informed import InformedTrial
@@ -20,6 +21,7 @@ FEATURE_GROUPS = {
     "target's entropy": ("entropy", "entropy_mean", "top1_probability", "margin"),
     "acceptance so far": ("accepted_fraction", "acceptance_"),
     "lags": ("lag_",),
+    "hindsight": ("right_",),
     "prompt lookup's match": ("lookup_match",),
     "position": ("position",),
 }
@@ -104,13 +106,16 @@ class Study:
         return [InformedTrial(f"{about}-{count}", config, replace(more, texts=count), self.folder) for count in counts]
 
     def students_only(self, data: Data) -> Data:
-        """Return the students alone, with the one default draft length."""
+        """Return the students alone, with the one draft length of the plain arms at which one of them is fastest on validation texts."""
         students = data.load("test").students
-        return replace(data, arms=tuple(Arm(student, self.config.draft_length) for student in students))
+        lengths = sorted({arm.length for arm in data.arms if arm.student in students and not arm.watches} or {self.config.draft_length})
+        arms = tuple(Arm(student, length) for length in lengths for student in students)
+        best = arms[best_fixed(replace(data, arms=arms).world("validation"))]
+        return replace(data, arms=tuple(arm for arm in arms if arm.length == best.length))
 
-    def student_trials(self, data: Data) -> list[Trial]:
-        """Return the trials that choose only a student."""
-        return self.trials(self.students_only(data), "students")
+    def student_trials(self, students: Data) -> list[Trial]:
+        """Return the trials that choose only a student, of what :meth:`students_only` found."""
+        return self.trials(students, "students")
 
     def all_trials(self) -> Iterator[Trial]:
         """Yield everything that must be trained; some may come twice."""
@@ -130,7 +135,7 @@ class Study:
                 yield from self.informed(data)
         if "students" in wanted:
             for data in self.data.values():
-                yield from self.student_trials(data)
+                yield from self.student_trials(self.students_only(data))
         groups: list[Sequence[Trial]] = []
         if "features" in wanted:
             groups += [trials for _, trials in self.without_features().values()]

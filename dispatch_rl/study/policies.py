@@ -32,15 +32,14 @@ def policy_rows(study: Study, family: Family | None) -> list[Row]:
 
 
 def student_rows(study: Study, family: Family | None) -> list[Row]:
-    """Return the same for a choice among the students alone, whose only question is who drafts; live at the base temperature."""
+    """Return the same for a choice among the students alone, whose only question is who drafts."""
     found: list[Row] = []
     for data in study.data.values():
         students = study.students_only(data)
         always = {f"always {arm.name}": FixedPolicy(action) for action, arm in enumerate(students.arms)}
         rivals = (f"always {students.arms[-1].name}", THRESHOLD)
-        learners = {study.config.study.learner: study.student_trials(data)}
-        decoding = family if data is study.base else None
-        found += _rows(study, "students", students, learners, decoding, partial(baselines, study, students, always), rivals)
+        learners = {study.config.study.learner: study.student_trials(students)}
+        found += _rows(study, "students", students, learners, family, partial(baselines, study, students, always), rivals)
     return found
 
 
