@@ -66,8 +66,9 @@ def inputs(
     """Return normal numbers, angles and positions at random, and a cache that is NaN."""
     generator = torch.Generator().manual_seed(tokens + head_dim)
     qkv = scale * torch.randn(tokens, heads[0] + 2 * heads[1], head_dim, generator=generator)
-    angles = 2 * pi * torch.rand(tokens, 1, head_dim // 2, generator=generator)
-    cos, sin = angles.cos().repeat(1, 1, 2), torch.cat([-angles.sin(), angles.sin()], dim=-1)
+    # Models have the same cosines in both halves of a head; nothing depends on it.
+    angles = 2 * pi * torch.rand(tokens, 1, head_dim, generator=generator)
+    cos, sin = angles.cos(), angles.sin()
     buffer = torch.full((2 * heads[1], CAPACITY, head_dim), torch.nan)
     where = torch.randperm(CAPACITY, generator=generator)[:tokens]
     q_weight, k_weight = (1 + torch.rand(2, head_dim, generator=generator)).to(dtype)
