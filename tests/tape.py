@@ -56,12 +56,12 @@ class Tape:
     """Recorded operations with their arguments and results."""
 
     def __init__(self, steps: list[tuple[Any, Any, Any, list[tuple[int, Tensor]]]], owner: Tapes) -> None:
-        self._steps, self._owner = steps, owner
+        self.steps, self._owner = steps, owner
 
     def replay(self) -> None:
         """Do them again; what was made anew is put where it was."""
         self._owner.replays += 1
-        for function, args, kwargs, made in self._steps:
+        for function, args, kwargs, made in self.steps:
             leaves = tree_leaves(function(*args, **kwargs))
             for place, tensor in made:
                 tensor.copy_(leaves[place])

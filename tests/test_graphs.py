@@ -2,32 +2,29 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from dispatch_rl import doctor
-from dispatch_rl.config import FamilyConfig
-from dispatch_rl.decoding import graphs, static
+from dispatch_rl.config import FamilyConfig, ModelSource
+from dispatch_rl.decoding import families, graphs, static
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
+from dispatch_rl.decoding.cache import StackedCache
 from dispatch_rl.decoding.capturing import CudaGraphs, Program
 from dispatch_rl.decoding.families import Family
-from dispatch_rl.decoding.fused import FusedForward
-from dispatch_rl.decoding.graphs import GraphWarning, _does, capture_graphs, student_passes, target_passes
+from dispatch_rl.decoding.graphs import GraphWarning, capture_graphs, student_passes, target_passes
 from dispatch_rl.decoding.loop import warm_up
-from dispatch_rl.decoding.models import CachedModel
-from dispatch_rl.decoding.programs import Pass, Programs
+from dispatch_rl.decoding.programs import Pass
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
-from dispatch_rl.decoding.static import Choice, Inputs, StaticPasses
+from dispatch_rl.decoding.static import Choice
 from dispatch_rl.kernels.operations import REFERENCES
 from dispatch_rl.kernels.verify import Rule
 from tests.families import llama, qwen2
 from tests.helpers import DEVICE, needs_gpu
-from tests.statics import CAPTURABLE, again, attention, capture, on_device
+from tests.statics import CAPTURABLE, again, capture, decode, on_device, outline
 from tests.tape import CaptureError, Reruns, Tapes
 from tests.test_lossless import own_text
 
@@ -104,13 +101,22 @@ def test_a_model_whose_capture_fails_stays_eager(other: Family, monkeypatch: pyt
 
 
 def test_a_way_to_choose_that_fails_is_given_up_alone(other: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a choice that cannot be captured, passes are captured, and greedy choices; the warning says what is lost."""
+    """With a choice that cannot be captured, passes are captured, and other choices; the one warning says what is lost."""
     monkeypatch.setattr(static, "shape", lambda logits, *_: logits * (int(logits.argmax()) > 0))
     with pytest.warns(GraphWarning, match=r"^tiny chooses tokens \(coupled, watched\) without CUDA graphs \(60 tokens: CaptureError: "):
         family = capture(other, Tapes(), ARMS)
     programs = family.students["tiny"].programs
     assert programs is not None
-    assert {what.then for what in programs.captured} == {None, Choice(GREEDY), Choice(COUPLED), Choice(GREEDY, watched=True)}
+    others = {None, Choice(GREEDY), Choice(COUPLED), Choice(GREEDY, watched=True)}
+    assert {what.then for what in programs.captured} == others
+    monkeypatch.setattr(graphs, "operations", lambda device: CAPTURABLE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is not tried again, not even when the cache has grown
+        family.students["tiny"].start(family.students["tiny"].cache.capacity + 1)
+        capture_graphs(family, ARMS, tell=lambda line: None)
+    programs = family.students["tiny"].programs
+    assert programs is not None
+    assert {what.then for what in programs.captured} == others
     with on_device():
         session = DecodingSession(family, [5, 6, 7], Sampling(1.0, seed=1), 40)
     while not session.finished:
@@ -126,131 +132,77 @@ def test_what_the_host_reads_cannot_be_captured(other: Family) -> None:
     assert issubclass(CaptureError, RuntimeError)
 
 
-def _attention(change: Callable[..., tuple[Any, ...]]) -> Callable[[pytest.MonkeyPatch], None]:
-    def wrong(q: Tensor, keys: Tensor, values: Tensor, length: Tensor, visible: Tensor | None = None) -> Tensor:
-        return attention(q, keys, values, *change(length, visible))
-
-    return lambda patch: patch.setattr(graphs, "operations", lambda device: replace(CAPTURABLE, attention=wrong))
-
-
-def _static(change: Callable[..., tuple[Any, ...]]) -> Callable[[pytest.MonkeyPatch], None]:
-    right = FusedForward.static
-    return lambda patch: patch.setattr(FusedForward, "static", lambda self, *given: right(self, *change(self, *given)))
-
-
-def _write(change: Callable[..., tuple[Any, ...]]) -> Callable[[pytest.MonkeyPatch], None]:
-    right = Inputs.write
-    return lambda patch: patch.setattr(Inputs, "write", lambda self, *given: right(self, *(change(*given) if len(given) > 3 else given)))
-
-
-def _moving(wrong: Callable[[Inputs, Tensor, int], None]) -> Callable[[pytest.MonkeyPatch], None]:
-    return lambda patch: patch.setattr(Inputs, "move_on", wrong)
-
-
-def _stands_still(self: Inputs, token: Tensor, size: int) -> None:
-    self._packed[:3].add_(1)
-    self.tokens[:1].copy_(token)
-
-
-def _forgets_the_token(self: Inputs, token: Tensor, size: int) -> None:
-    if size > 1:
-        self.start.add_(self.row)
-        self.row.zero_()
-    self._packed[:3].add_(1)
-
-
-def _turned(model: FusedForward, tokens: Tensor, angles: tuple[Tensor, Tensor], places: Any, row: Any) -> tuple[Any, ...]:
-    """The angles are those of the positions behind the right ones."""
-    cos, sin = (angle.index_select(0, places[0].where + 1) for angle in model.angles)
-    return tokens, (cos, sin), places, row
-
-
-def _of_the_host(model: FusedForward, tokens: Tensor, angles: tuple[Tensor, Tensor], places: Any, row: Any) -> tuple[Any, ...]:
-    """The host's positions are baked into the pass: right where it was captured, and nowhere else."""
-    cos, sin = (angle[: len(tokens)] for angle in model.angles)
-    return tokens, (cos, sin), places, row
-
-
-def _before(row: Tensor | None) -> Tensor | None:
-    return None if row is None else (row - 1).clamp(min=0)
-
-
-FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
-    "length one too long": ("target runs", _attention(lambda length, visible: (length + 1, visible))),
-    "length one too short": ("target runs", _attention(lambda length, visible: (length - 1, visible))),
-    "second choices see the draft": ("target runs", _attention(lambda length, visible: (length, None))),
-    "positions one too far": ("target runs", _static(_turned)),
-    "positions of the host": ("target runs", _static(_of_the_host)),
-    "second choices stand behind the draft": (
-        "target runs",
-        _write(lambda start, told, known, more, beside, drafted: (start, told, known, more, (), drafted)),
-    ),
-    "cache begins one too late": ("target runs", _write(lambda start, *rest: (start + 1, *rest))),
-    "row before the last": ("tiny runs", _static(lambda model, *given: (*given[:3], _before(given[3])))),
-    "draft stands still": ("tiny chooses tokens (greedy)", _moving(_stands_still)),
-    "draft forgets its token": ("tiny chooses tokens (greedy)", _moving(_forgets_the_token)),
-    "noise of another position": (
-        "tiny chooses tokens (coupled)",
-        _write(lambda start, told, *rest: (start, told._replace(position=told.position + 1), *rest)),
-    ),
-    "noise of another seed": (
-        "target judges tokens (coupled)",
-        _write(lambda start, told, *rest: (start, told._replace(seed=told.seed + 1), *rest)),
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_graph_that_does_something_else_is_found_before_it_is_used(other: Family, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model is named, and what is wrong is done operation by operation."""
-    lost, break_it = FAULTS[fault]
+def test_without_memory_for_a_usual_text_a_model_stays_eager(other: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One warning; shorter texts have room as ever."""
     monkeypatch.setattr(graphs, "operations", lambda device: CAPTURABLE)
-    monkeypatch.setattr(graphs, "SIZES", (1, 4, 8))
-    break_it(monkeypatch)
+    made = StackedCache.allocate
+
+    def limited(self: StackedCache, texts: int = 1) -> Tensor:
+        if self.capacity > 512:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+        return made(self, texts)
+
+    monkeypatch.setattr(StackedCache, "allocate", limited)
+    monkeypatch.setattr(graphs, "_ROOM", 1024)
     family = again(other, Tapes())
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        capture_graphs(family, ARMS, tell=lambda line: None)
-    told = [str(w.message) for w in found]
-    assert any(line.startswith(f"{lost} without CUDA graphs") and "GraphDiffers" in line for line in told), told
-    name, does, *_ = lost.split()
-    programs = (family.target if name == "target" else family.students[name]).programs
-    if does == "runs":
-        assert programs is None
-    else:
-        assert programs is not None
-        assert all(_does(what.then) not in lost for what in programs.captured)
+    with pytest.warns(GraphWarning) as told:
+        capture_graphs(family, ARMS[:1], tell=lambda line: None)
+    lost = "runs without CUDA graphs (OutOfMemoryError: CUDA out of memory.)"
+    assert [str(warning.message) for warning in told] == [f"target {lost}", f"tiny {lost}"]
+    plain, captured = (decode(f, [5, 6, 7], Sampling(1.0, seed=1), 30, lambda s: s.step(ARMS[0])) for f in (other, family))
+    assert outline(captured) == outline(plain)
 
 
-def test_what_is_captured_is_checked(other: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that the tests of faults break is broken: the same passes pass."""
+def test_a_model_that_is_not_ours_runs_as_it_did_and_says_so(other: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student that runs through transformers beside a captured target: no warning, a remark, and the same text."""
     monkeypatch.setattr(graphs, "operations", lambda device: CAPTURABLE)
-    monkeypatch.setattr(graphs, "SIZES", (1, 4, 8))
-    family = again(other, Tapes())
+    monkeypatch.setattr(families, "find_capturer", lambda config, device: Tapes())
+    gelu = qwen2(320, 16, 1, seed=2)
+    gelu.config.hidden_act = "gelu"
+    models = {"family.target": llama(320, 16, 2, seed=1), "family.students.tiny": gelu}
+    config = FamilyConfig(students={"tiny": ModelSource("none")})
+    family = families.assemble(config, {key: m.eval().requires_grad_(False) for key, m in models.items()}, other.tokenizer, DEVICE, ())
+    assert family.remarks == ("family.students.tiny: it runs without CUDA graphs, through transformers' forward pass or on another device",)
+    plain = again(family, None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        capture_graphs(family, ARMS, tell=lambda line: None)
-    assert all(isinstance(model.programs, Programs) for model in (family.target, family.students["tiny"]))
-    assert StaticPasses.read is not None
-    assert family.target.length == 0
+        capture_graphs(family, ARMS[:1], tell=lambda line: None)
+    assert (family.target.programs is None, family.students["tiny"].programs) == (False, None)
+    texts = (decode(f, [5, 6, 7], Sampling(1.0, seed=1), 30, lambda s: s.step(ARMS[0])) for f in (plain, family))
+    assert outline(next(texts)) == outline(next(texts))
 
 
-@pytest.mark.parametrize("wrong", [False, True])
-def test_rounding_of_bfloat16_is_no_difference(other: Family, wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention in another precision stays within the bound, and one that forgets a token does not."""
+@needs_gpu
+def test_a_device_has_its_number() -> None:
+    """Tensors tell theirs: a family whose device had none would take every model for one of another device, and capture nothing."""
+    assert families.find_device("auto") == torch.empty(0, device="cuda").device
 
-    def rounded(q: Tensor, keys: Tensor, values: Tensor, length: Tensor, visible: Tensor | None = None) -> Tensor:
-        return attention(q.float(), keys.float(), values.float(), length - int(wrong), visible).bfloat16()
 
-    monkeypatch.setattr(graphs, "operations", lambda device: replace(CAPTURABLE, attention=rounded))
-    monkeypatch.setattr(graphs, "SIZES", (1, 4, 8))
-    models = {"target": llama(320, 32, 3, seed=1), "tiny": qwen2(320, 16, 1, seed=2)}
-    target, tiny = (CachedModel(model.bfloat16().eval().requires_grad_(False), 320) for model in models.values())
-    family = replace(other, target=target, students={"tiny": tiny}, vocab=320, capturer=Tapes())
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        capture_graphs(family, ARMS, tell=lambda line: None)
-    assert [str(w.message).partition(" without")[0] for w in found] == (["target runs", "tiny runs"] if wrong else [])
+@needs_gpu
+def test_graphs_come_after_the_last_one_is_gone() -> None:
+    """A pool that has lost all its graphs takes no other; a text that outgrows the cache of a target alone would end there."""
+    capturer, total = CudaGraphs(DEVICE), torch.zeros(1, device=DEVICE)
+    for _ in range(3):
+        graph = capturer.capture(lambda: total.add_(1))  # type: ignore[arg-type]
+        total.zero_()
+        graph.replay()
+        assert total.tolist() == [1]
+        del graph
+        torch.cuda.empty_cache()
+
+
+@needs_gpu
+def test_a_capture_that_fails_leaves_the_device_as_it_was() -> None:
+    """Whatever waits for the device ends a capture; the next one succeeds, and so do streams and random numbers."""
+    capturer, total, before = CudaGraphs(DEVICE), torch.zeros(1, device=DEVICE), torch.cuda.current_stream()
+    with pytest.raises(RuntimeError):
+        capturer.capture(lambda: total.add_(total.item()))  # type: ignore[arg-type]
+    assert torch.cuda.current_stream() == before
+    graph = capturer.capture(lambda: total.add_(1))  # type: ignore[arg-type]
+    total.zero_()
+    graph.replay()
+    assert total.tolist() == [1]
+    assert bool(torch.randn(4, device=DEVICE).isfinite().all())
 
 
 @needs_gpu

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dispatch_rl.decoding.arms import Arm
-from dispatch_rl.decoding.drafting import DraftToken, Judgement, Place, Sampler, Unread
+from dispatch_rl.decoding.drafting import DraftToken, Gap, Judgement, Sampler
 from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.programs import Chosen
 from dispatch_rl.decoding.sampling import Sampling
@@ -42,11 +42,11 @@ class DeviceSampler(Sampler):
         self._report = torch.empty(0, dtype=torch.int64)
         self._told = Verified(self._report)
 
-    def next(self, student: str, model: CachedModel, unread: Unread, at: Place, arm: Arm | None, clarity: bool) -> DraftToken | None:
+    def next(self, student: str, model: CachedModel, gap: Gap, arm: Arm | None, clarity: bool) -> DraftToken | None:
         watched = arm is not None or clarity
-        found = self._drafted(model, unread, at, 1, watched)
+        found = self._drafted(model, gap, 1, watched)
         if found is None:
-            return super().next(student, model, unread, at, arm, clarity)
+            return super().next(student, model, gap, arm, clarity)
         token, row = found[0]
         if not watched:
             return DraftToken(student, token, None, row=row)
@@ -59,8 +59,8 @@ class DeviceSampler(Sampler):
             return None
         return DraftToken(student, token, None, second=look.second, chance=look.chance, known=int(told.following))
 
-    def run(self, student: str, model: CachedModel, unread: Unread, at: Place, steps: int) -> list[DraftToken] | None:
-        found = self._drafted(model, unread, at, steps, False)
+    def run(self, student: str, model: CachedModel, gap: Gap, steps: int) -> list[DraftToken] | None:
+        found = self._drafted(model, gap, steps, False)
         if found is None:
             return None
         draft = [DraftToken(student, token, None, row=row) for token, row in found]
@@ -74,24 +74,27 @@ class DeviceSampler(Sampler):
         if rows and torch.stack(rows).cpu().view(torch.float32)[:, 2 * (HEADER + 1)].isnan().any():
             raise FloatingPointError("logits that are not numbers")
 
-    def judge(self, model: CachedModel, last: int, draft: Sequence[DraftToken], hedges: Mapping[int, Tensor], at: Place) -> Judgement:
+    def judge(
+        self, model: CachedModel, last: int, draft: Sequence[DraftToken], hedges: Mapping[int, Tensor], position: int, draw: int
+    ) -> Judgement:
         found = None
         if model.programs is not None and self._rule.method != "rejection":
-            found = model.programs.judge(self._rule, self._numbers(at), last, [d.token for d in draft], hedges)
+            found = model.programs.judge(self._rule, self._numbers(position, draw), last, [d.token for d in draft], hedges)
         if found is None:
-            return super().judge(model, last, draft, hedges, at)
+            return super().judge(model, last, draft, hedges, position, draw)
         self._told, read = found.told(self._to_host(Verified(found.report)).packed)
         tokens = read[: 1 + len(draft) + len(hedges)]
         return Judgement(found.logits, int(self._told.accepted), int(self._told.following), tokens)
 
-    def _drafted(self, model: CachedModel, unread: Unread, at: Place, steps: int, watched: bool) -> list[Chosen] | None:
+    def _drafted(self, model: CachedModel, gap: Gap, steps: int, watched: bool) -> list[Chosen] | None:
         """Return what a student's graphs choose; None if it has none for that."""
         if model.programs is None or self._rule.method == "rejection":
             return None
-        return model.programs.draft(Choice(self._rule, watched), self._numbers(at), unread.behind, unread.drafted, steps)
+        told = self._numbers(gap.position, gap.draw, gap.slot)
+        return model.programs.draft(Choice(self._rule, watched), told, gap.behind, gap.drafted, steps)
 
-    def _numbers(self, at: Place) -> Told:
-        return Told(at.position, at.slot, at.draw, self._seed, self.sampling.temperature)
+    def _numbers(self, position: int, draw: int, slot: int = 0) -> Told:
+        return Told(position, slot, draw, self._seed, self.sampling.temperature)
 
     def draft(self, logits: Tensor, position: int, draw: int, scores: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         if scores is not None or self._rule.method == "rejection":

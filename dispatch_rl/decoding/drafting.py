@@ -50,23 +50,18 @@ class DraftToken:
         return int(self.token) if self.known is None else self.known
 
 
-class Unread(NamedTuple):
-    """What a student reads before it chooses a token."""
+class Gap(NamedTuple):
+    """What a student has not read, and where the token stands that it then chooses."""
 
     behind: Sequence[int]
     """Tokens of the text."""
     drafted: Sequence[Tensor]
     """Draft tokens behind them ``[1]``."""
-
-
-class Place(NamedTuple):
-    """Where a token stands."""
-
     position: int
-    """Position in the sequence, prompt included."""
+    """Position of the chosen token in the sequence, prompt included."""
     draw: int
     """Number of the round."""
-    slot: int = 0
+    slot: int
     """Draft tokens before it."""
 
 
@@ -105,36 +100,35 @@ class Sampler:
         self._block: Tensor | None = None
         self._block_start = 0
 
-    def next(self, student: str, model: CachedModel, unread: Unread, at: Place, arm: Arm | None, clarity: bool) -> DraftToken | None:
+    def next(self, student: str, model: CachedModel, gap: Gap, arm: Arm | None, clarity: bool) -> DraftToken | None:
         """Let a student read what it has not read and choose the next token.
 
         Args:
             student: Its name.
             model: The student.
-            unread: At least one token.
-            at: Where the token stands.
+            gap: At least one token that it has not read.
             arm: Its limits apply; None for no limits.
             clarity: Whether the token is to tell how sure the student is of it.
 
         Returns:
             The token; None if the student hesitates.
         """
-        parts = list(unread.drafted)
-        if unread.behind:
-            parts.insert(0, torch.tensor(unread.behind, device=self.device))
+        parts = list(gap.drafted)
+        if gap.behind:
+            parts.insert(0, torch.tensor(gap.behind, device=self.device))
         logits = model.forward(torch.cat(parts) if len(parts) > 1 else parts[0], rows=1)
         if arm is None and not clarity:
-            return DraftToken(student, *self.draft(logits, at.position, at.draw), logits)
-        scores = self.scores(logits, at.position, at.draw)
+            return DraftToken(student, *self.draft(logits, gap.position, gap.draw), logits)
+        scores = self.scores(logits, gap.position, gap.draw)
         if arm is None:
             sure = self.clarity(logits, scores)
-            return DraftToken(student, *self.draft(logits, at.position, at.draw, scores), logits, clarity=sure)
+            return DraftToken(student, *self.draft(logits, gap.position, gap.draw, scores), logits, clarity=sure)
         look = self.look(arm, logits, scores)
         if look.hesitates:
             return None
-        return DraftToken(student, *self.draft(logits, at.position, at.draw, scores), logits, look.second, chance=look.chance)
+        return DraftToken(student, *self.draft(logits, gap.position, gap.draw, scores), logits, look.second, chance=look.chance)
 
-    def run(self, student: str, model: CachedModel, unread: Unread, at: Place, steps: int) -> list[DraftToken] | None:
+    def run(self, student: str, model: CachedModel, gap: Gap, steps: int) -> list[DraftToken] | None:
         """Let a student choose the next ``steps`` tokens without a look at them; None if it has to be asked for each.
 
         Raises:
@@ -152,7 +146,9 @@ class Sampler:
         if logits and torch.cat(logits).amax().isnan():
             raise FloatingPointError("logits that are not numbers")
 
-    def judge(self, model: CachedModel, last: int, draft: Sequence[DraftToken], hedges: Mapping[int, Tensor], at: Place) -> Judgement:
+    def judge(
+        self, model: CachedModel, last: int, draft: Sequence[DraftToken], hedges: Mapping[int, Tensor], position: int, draw: int
+    ) -> Judgement:
         """Let the target read the ``last`` token of the text, the ``draft`` and second choices beside it, and judge the draft.
 
         Args:
@@ -160,13 +156,14 @@ class Sampler:
             last: Token id.
             draft: Draft tokens.
             hedges: Second choices ``[1]`` by the number of the draft token beside which they stand.
-            at: Where the first draft token stands.
+            position: Position of the first draft token.
+            draw: Number of the round.
         """
         tokens = torch.cat([torch.tensor([last], device=self.device), *(d.token for d in draft), *hedges.values()])
         logits = model.forward(tokens, beside=[i + 1 for i in hedges])
         q_draft = [d.q_draft for d in draft if d.q_draft is not None]
         rows = len(draft) + 1
-        accepted, following = self.verify(logits[:rows], tokens[1:rows], torch.cat(q_draft) if q_draft else None, at.position, at.draw)
+        accepted, following = self.verify(logits[:rows], tokens[1:rows], torch.cat(q_draft) if q_draft else None, position, draw)
         return Judgement(logits, accepted, following, tokens.tolist())
 
     def draft(self, logits: Tensor, position: int, draw: int, scores: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

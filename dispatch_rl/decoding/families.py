@@ -145,9 +145,9 @@ def assemble(
     first, *others = models
     target, *students = (CachedModel(model, vocab, device) for model in models.values())
     limit = min(target.context_limit, config.max_context or target.context_limit)
-    capturer = CudaGraphs(device) if config.graphs and device.type == "cuda" and operations(device).compiled else None
+    capturer = find_capturer(config, device)
     eager = [
-        f"{key}: it does not run through our own forward pass, so without CUDA graphs"
+        f"{key}: it runs without CUDA graphs, through transformers' forward pass or on another device"
         for key, model in zip(models, (target, *students), strict=True)
         if capturer is not None and not model.can_capture
     ]
@@ -167,6 +167,11 @@ def assemble(
         remarks=(*remarks, *shorter, *eager),
         capturer=capturer,
     )
+
+
+def find_capturer(config: FamilyConfig, device: torch.device) -> Capturer | None:
+    """Return what captures passes on ``device``; None if nothing does, or nothing is to."""
+    return CudaGraphs(device) if config.graphs and device.type == "cuda" and operations(device).compiled else None
 
 
 def device_name(device: torch.device) -> str:

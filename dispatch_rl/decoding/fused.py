@@ -196,7 +196,7 @@ class FusedForward:
                 _, keys, values = place
             mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
             mixed = mixed.transpose(1, 2).reshape(texts * new, -1)
-            if layer is self._layers[-1]:
+            if rows is not None and new > 1 and layer is self._layers[-1]:
                 x, mixed = _last(x, texts, rows), _last(mixed, texts, rows)
             layer.out.add_to(x, mixed)
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
@@ -222,9 +222,9 @@ class FusedForward:
         return torch.zeros(mask.shape, dtype=self._embedding.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
-def _last(x: Tensor, texts: int, rows: int | None) -> Tensor:
+def _last(x: Tensor, texts: int, rows: int) -> Tensor:
     """Return of ``x [texts * tokens, size]`` the last ``rows`` of each text."""
-    return x if rows is None or rows * texts == len(x) else x.view(texts, -1, x.shape[-1])[:, -rows:].flatten(0, 1)
+    return x if rows * texts == len(x) else x.view(texts, -1, x.shape[-1])[:, -rows:].flatten(0, 1)
 
 
 def _layer(layer: Any, eps: float) -> _Layer:

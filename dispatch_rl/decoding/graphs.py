@@ -149,8 +149,8 @@ class _Capture:
 
     def _try(self, programs: Programs, passes: Sequence[Pass]) -> None:
         """Capture and check passes that end in the same way; if one fails, all of them are given up."""
-        # From large to small, so that what one needs has room where another had its own.
-        for what in sorted(passes, key=lambda what: (-what.size, what.steps)):
+        # From large to small, so that what one needs has room where another had its own; drafts are compared with their single steps.
+        for what in sorted(passes, key=lambda what: (what.steps > 1, -what.size, what.steps)):
             try:
                 programs.capture(what)
                 check_pass(self.model, programs, what, operations(self.model.device))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dispatch_rl.decoding.drafting import DraftToken, Place, Sampler
+from dispatch_rl.decoding.drafting import DraftToken, Sampler
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.kernels.entropy import RowStatistics
 
@@ -40,7 +40,7 @@ def judge(family: Family, sampler: Sampler, last: int, draft: Sequence[DraftToke
         draw: Number of the round.
     """
     hedges = {i: d.second for i, d in enumerate(draft) if d.second is not None}
-    found = sampler.judge(family.target, last, draft, hedges, Place(position, draw))
+    found = sampler.judge(family.target, last, draft, hedges, position, draw)
     rows = len(draft) + 1
     drafted, alternatives = found.read[1:rows], dict(zip(hedges, found.read[rows:], strict=True))
     accepted, following = found.accepted, found.following

@@ -140,7 +140,7 @@ class Programs:
         if behind or len(unread) != 1 or not self._holds(unread[0], told):
             self.run(what, told, behind, unread)
         else:
-            self._programs[what].replay()
+            self.replay(what)
         self._cache.lengthen(new + steps - 1)
         rows = self.passes.record[told.slot : told.slot + steps].unbind(0)
         chosen = [Chosen(row[1:2], row) for row in rows]
@@ -212,4 +212,8 @@ class Programs:
         """
         self._next = None
         self.passes.inputs.write(self._cache.length, told, known, more, beside, drafted)
+        self.replay(what)
+
+    def replay(self, what: Pass) -> None:
+        """Replay a captured pass with what the inputs hold."""
         self._programs[what].replay()

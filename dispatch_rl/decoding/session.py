@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
 from dispatch_rl.decoding.device_sampling import make_sampler
-from dispatch_rl.decoding.drafting import DraftToken, Place, Unread
+from dispatch_rl.decoding.drafting import DraftToken, Gap
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.features import FeatureTracker
 from dispatch_rl.decoding.judging import judge
@@ -246,7 +246,7 @@ class DecodingSession:
             return False
         steps = min(steps, model.context_limit + 1 - len(self.tokens) - len(self._draft))
         began = perf_counter()
-        drafted = self._sampler.run(student, model, self._unread(model), self._place(), steps) if steps > 0 else None
+        drafted = self._sampler.run(student, model, self._gap(model), steps) if steps > 0 else None
         if drafted is None:
             return False
         self._draft += drafted
@@ -257,15 +257,13 @@ class DecodingSession:
         model = self.family.students[student]
         if len(self.tokens) + len(self._draft) > model.context_limit:
             return None
-        return self._sampler.next(student, model, self._unread(model), self._place(), arm, clarity)
+        return self._sampler.next(student, model, self._gap(model), arm, clarity)
 
-    def _unread(self, model: CachedModel) -> Unread:
-        """Return what a student has not read."""
-        return Unread(self.tokens[model.length :], [d.token for d in self._draft[max(0, model.length - len(self.tokens)) :]])
-
-    def _place(self) -> Place:
-        """Return where the next draft token stands."""
-        return Place(len(self.tokens) + len(self._draft), len(self.rounds), len(self._draft))
+    def _gap(self, model: CachedModel) -> Gap:
+        """Return what a student has not read before the next draft token."""
+        read, written, slot = model.length, len(self.tokens), len(self._draft)
+        drafted = [d.token for d in self._draft[max(0, read - written) :]]
+        return Gap(self.tokens[read:], drafted, written + slot, len(self.rounds), slot)
 
     def _draft_by_lookup(self) -> DraftToken | None:
         ids = [d.id for d in self._draft]

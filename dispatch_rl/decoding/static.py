@@ -65,6 +65,8 @@ class Inputs:
         """Which of the tokens is the last real one ``[1]``."""
         self.slot = self._packed[_SLOT : _SLOT + 1]
         """Where the choice is kept ``[1]``."""
+        self.moving = self._packed[: _ROW + 1]
+        """What moves on behind a chosen token: where it is read, its position, its place in the draft, and the row ``[4]``."""
         self.tokens = self._packed[_TOKENS:]
         """Token ids; those behind the real ones are filling."""
         self.places = self._packed[_PLACES:_TOKENS]
@@ -131,7 +133,6 @@ class StaticPasses:
         self._cos, self._sin = fused.angles
         self._count = torch.arange(MOST, device=device)
         self._itself = torch.eye(MOST, dtype=torch.bool, device=device)
-        self._no_tokens = torch.empty(0, dtype=torch.int64, device=device)
 
     def read(self, size: int) -> None:
         """Read ``size`` tokens into the cache and leave the logits."""
@@ -153,7 +154,7 @@ class StaticPasses:
         for step in range(steps):
             read = size if step == 0 else 1
             self.read(read)
-            found = self._watched(choice.rule) if choice.watched else self._chosen(choice.rule)
+            found = choose(self.logits, self.inputs.turn, choice, self._operations)
             self.record.index_copy_(0, self.inputs.slot, found.packed[None])
             self.inputs.move_on(found.packed[1:2], read)
 
@@ -165,18 +166,18 @@ class StaticPasses:
         self.report[:end].copy_(found.packed)
         self.report[end : end + size].copy_(self.inputs.tokens[:size])
 
-    def _chosen(self, rule: Rule) -> Verified:
-        """A draft of no tokens is judged: what follows it is the student's choice."""
-        return self._operations.verify(self.logits, self._no_tokens, self.inputs.turn, rule)
 
-    def _watched(self, rule: Rule) -> Verified:
-        logits, turn = self.logits, self.inputs.turn
-        scores = logits
-        if rule.method != "greedy":
-            shaped = shape(logits, turn.temperature, rule.top_k, rule.top_p)
-            first, seed, position = self._count[:1], turn.seed.view(1), turn.position.view(1)
-            scores = shaped + to_gumbel(self._operations.uniform(seed, position, self._vocab, Stream.TOKEN, first))
-        margin, second = two_best(scores)
-        token, nothing = scores.argmax(-1), torch.zeros_like(margin, dtype=torch.float32)
-        numbers = torch.cat([entropies_nats(logits).float(), nothing, margin.float(), nothing]).view(torch.int64)
-        return Verified(torch.cat([self._count[:1], token, second, token, numbers]))
+def choose(logits: Tensor, turn: Turn, choice: Choice, operations: Operations) -> Verified:
+    """Return what a student chooses from its ``logits [1, vocab]``, as what follows a draft of no tokens; the arm is its second choice."""
+    rule, nothing = choice.rule, logits.new_empty(0, dtype=torch.int64)
+    if not choice.watched:
+        return operations.verify(logits, nothing, turn, rule)
+    none, scores = torch.zeros_like(turn.draw).view(1), logits
+    if rule.method != "greedy":
+        shaped = shape(logits, turn.temperature, rule.top_k, rule.top_p)
+        uniforms = operations.uniform(turn.seed.view(1), turn.position.view(1), logits.shape[1], Stream.TOKEN, none)
+        scores = shaped + to_gumbel(uniforms)
+    margin, second = two_best(scores)
+    token, zero = scores.argmax(-1), torch.zeros_like(margin, dtype=torch.float32)
+    numbers = torch.cat([entropies_nats(logits).float(), zero, margin.float(), zero]).view(torch.int64)
+    return Verified(torch.cat([none, token, second, token, numbers]))
