@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import torch
 
+from dispatch_rl.decoding.static import MOST
 from dispatch_rl.kernels import (
     attention_triton,
     dispatch_triton,
@@ -32,9 +33,9 @@ def _entropy(rows: int, dtype: torch.dtype) -> None:
     entropy_triton.entropy(torch.zeros(rows, VOCAB, dtype=dtype))
 
 
-def _verify(rule: Rule) -> None:
-    logits, drafted = torch.zeros(ROWS, VOCAB, dtype=torch.bfloat16), torch.zeros(ROWS - 1, dtype=torch.int64)
-    q_draft = torch.full((ROWS - 1, VOCAB), 1 / VOCAB) if rule.method == "rejection" else None
+def _verify(rule: Rule, rows: int = ROWS) -> None:
+    logits, drafted = torch.zeros(rows, VOCAB, dtype=torch.bfloat16), torch.zeros(rows - 1, dtype=torch.int64)
+    q_draft = torch.full((rows - 1, VOCAB), 1 / VOCAB) if rule.method == "rejection" else None
     verify_triton.verify(logits, drafted, turn(logits.device), rule, q_draft)
 
 
@@ -85,6 +86,7 @@ CALLS: dict[str, Callable[[], None]] = {
     "attention of a draft": lambda: _attention(torch.bfloat16, 17),
     "attention of a tree in float16": lambda: _attention(torch.float16, 6, tree=True),
     "attention of a tree in float32": lambda: _attention(torch.float32, 17, tree=True),
+    "attention of the longest captured pass": lambda: _attention(torch.bfloat16, MOST, tree=True),
     "attention of odd heads": lambda: _attention(torch.bfloat16, 6, (14, 2), 80),
     "attention of the smallest heads": lambda: _attention(torch.float32, 2, (4, 4), 16),
     "dispatch by a network": lambda: _dispatch(_largest_network()),
@@ -97,6 +99,7 @@ CALLS: dict[str, Callable[[], None]] = {
     "swiglu in float16": lambda: _swiglu(torch.float16, 6, 27_648),
     "swiglu of an odd size in float32": lambda: _swiglu(torch.float32, 17, 513),
     "verify greedy": lambda: _verify(Rule()),
+    "verify the longest captured pass": lambda: _verify(Rule("coupled"), MOST),
     "verify coupled": lambda: _verify(Rule("coupled")),
     "verify coupled with filters": lambda: _verify(Rule("coupled", 50, 0.9)),
     "verify rejection": lambda: _verify(Rule("rejection")),
