@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from dispatch_rl.kernels import attention, dispatch, entropy, noise, verify
+from dispatch_rl.kernels import attention, dispatch, entropy, noise, rotate_and_store, swiglu, verify
 from dispatch_rl.kernels.entropy import RowStatistics
 from dispatch_rl.kernels.verify import Verified
 
@@ -25,6 +25,10 @@ class Operations:
     """:func:`dispatch_rl.kernels.dispatch.dispatch`."""
     attention: Callable[..., Tensor]
     """:func:`dispatch_rl.kernels.attention.attention`."""
+    rotate_and_store: Callable[..., Tensor]
+    """:func:`dispatch_rl.kernels.rotate_and_store.rotate_and_store`."""
+    swiglu: Callable[..., Tensor]
+    """:func:`dispatch_rl.kernels.swiglu.swiglu`."""
     uniform: Callable[..., Tensor]
     """:func:`dispatch_rl.kernels.noise.uniform`, with a seed and a draw that are tensors of one number."""
     compiled: bool
@@ -39,10 +43,35 @@ def operations(device: torch.device) -> Operations:
 @cache
 def kernels() -> Operations:
     """Return the Triton kernels. Imports Triton, which is not everywhere."""
-    from dispatch_rl.kernels import attention_triton, dispatch_triton, entropy_triton, noise_triton, verify_triton
+    from dispatch_rl.kernels import (
+        attention_triton,
+        dispatch_triton,
+        entropy_triton,
+        noise_triton,
+        rotate_and_store_triton,
+        swiglu_triton,
+        verify_triton,
+    )
 
-    made = (entropy_triton.entropy, verify_triton.verify, dispatch_triton.dispatch, attention_triton.attention, noise_triton.uniform)
-    return Operations(*made, compiled=True)
+    return Operations(
+        entropy=entropy_triton.entropy,
+        verify=verify_triton.verify,
+        dispatch=dispatch_triton.dispatch,
+        attention=attention_triton.attention,
+        rotate_and_store=rotate_and_store_triton.rotate_and_store,
+        swiglu=swiglu_triton.swiglu,
+        uniform=noise_triton.uniform,
+        compiled=True,
+    )
 
 
-REFERENCES = Operations(entropy.entropy, verify.verify, dispatch.dispatch, attention.attention, noise.uniform, compiled=False)
+REFERENCES = Operations(
+    entropy=entropy.entropy,
+    verify=verify.verify,
+    dispatch=dispatch.dispatch,
+    attention=attention.attention,
+    rotate_and_store=rotate_and_store.rotate_and_store,
+    swiglu=swiglu.swiglu,
+    uniform=noise.uniform,
+    compiled=False,
+)

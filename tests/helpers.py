@@ -37,6 +37,15 @@ def assert_no_worse_than_torch(ours: Tensor, torch_result: Tensor, exact: Tensor
     assert error <= factor * torch_error + few_ulp, f"error {error:.3g}, torch's own {torch_error:.3g}"
 
 
+def rounding(dtype: torch.dtype, by_kernel: bool) -> float:
+    """Return by how much of a number it is changed at most when it is rounded to ``dtype`` once.
+
+    That is half a unit in the last place; but Triton's interpreter cuts bfloat16 off, by up to a whole one.
+    """
+    cut = by_kernel and DEVICE.type == "cpu" and dtype == torch.bfloat16
+    return torch.finfo(dtype).eps / (1 if cut else 2)
+
+
 def chi_square(counts: Tensor, probabilities: Tensor) -> tuple[float, float]:
     """Return Pearson's statistic of independent rows of counts, and what it exceeds with probability :data:`FALSE_ALARM`.
 

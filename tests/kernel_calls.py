@@ -6,9 +6,18 @@ from itertools import pairwise
 import torch
 
 from dispatch_rl.decoding.static import MOST
-from dispatch_rl.kernels import attention_triton, dispatch_triton, entropy_triton, noise_triton, verify_triton
+from dispatch_rl.kernels import (
+    attention_triton,
+    dispatch_triton,
+    entropy_triton,
+    noise_triton,
+    rotate_and_store_triton,
+    swiglu_triton,
+    verify_triton,
+)
 from dispatch_rl.kernels.dispatch import FeatureRules, NetworkRule, TextState, ThresholdRule, network_rule, threshold_rule
 from dispatch_rl.kernels.noise import Stream
+from dispatch_rl.kernels.rotate_and_store import HeadNorms
 from dispatch_rl.kernels.verify import HEADER, Rule, Turn, Verified
 
 ROWS, VOCAB = 6, 152_064
@@ -55,6 +64,18 @@ def _attention(dtype: torch.dtype, queries: int, heads: tuple[int, int] = (40, 8
     attention_triton.attention(torch.zeros(queries, heads[0], head_dim, dtype=dtype), keys, values, torch.tensor([512]), visible)
 
 
+def _rotate_and_store(dtype: torch.dtype, tokens: int, heads: tuple[int, int], head_dim: int = 128, normed: bool = False) -> None:
+    qkv, buffer = torch.zeros(tokens, heads[0] + 2 * heads[1], head_dim, dtype=dtype), torch.zeros(2 * heads[1], 64, head_dim, dtype=dtype)
+    cos, sin = torch.zeros(2, tokens, 1, head_dim, dtype=dtype)
+    weight = torch.ones(head_dim, dtype=dtype)
+    norms = HeadNorms(weight, weight, 1e-6) if normed else None
+    rotate_and_store_triton.rotate_and_store(qkv, cos, sin, buffer, torch.arange(tokens), norms)
+
+
+def _swiglu(dtype: torch.dtype, tokens: int, size: int) -> None:
+    swiglu_triton.swiglu(torch.zeros(tokens, 2 * size, dtype=dtype))
+
+
 CALLS: dict[str, Callable[[], None]] = {
     "uniform": _uniform,
     "entropy of few rows": lambda: _entropy(ROWS, torch.bfloat16),
@@ -70,6 +91,13 @@ CALLS: dict[str, Callable[[], None]] = {
     "attention of the smallest heads": lambda: _attention(torch.float32, 2, (4, 4), 16),
     "dispatch by a network": lambda: _dispatch(_largest_network()),
     "dispatch by thresholds": lambda: _dispatch(threshold_rule([0.4, 0.8], [0, 1, 2], torch.device("cpu"))),
+    "rotate and store": lambda: _rotate_and_store(torch.bfloat16, 1, (12, 2)),
+    "rotate and store with norms": lambda: _rotate_and_store(torch.bfloat16, 6, (32, 8), normed=True),
+    "rotate and store odd heads in float16": lambda: _rotate_and_store(torch.float16, 17, (14, 2), 80),
+    "rotate and store one head in float32": lambda: _rotate_and_store(torch.float32, 2, (1, 1), 64, normed=True),
+    "swiglu": lambda: _swiglu(torch.bfloat16, 1, 8_960),
+    "swiglu in float16": lambda: _swiglu(torch.float16, 6, 27_648),
+    "swiglu of an odd size in float32": lambda: _swiglu(torch.float32, 17, 513),
     "verify greedy": lambda: _verify(Rule()),
     "verify the longest captured pass": lambda: _verify(Rule("coupled"), MOST),
     "verify coupled": lambda: _verify(Rule("coupled")),

@@ -11,7 +11,8 @@ import torch
 
 from dispatch_rl import bench
 from dispatch_rl.bench import kernel_cases, kernels
-from dispatch_rl.bench.kernel_cases import EAGER, KERNEL, Case, make_cases
+from dispatch_rl.bench.case import EAGER, KERNEL, Case
+from dispatch_rl.bench.kernel_cases import make_cases
 from dispatch_rl.errors import UserError
 from dispatch_rl.kernels.entropy import RowStatistics, entropy
 from dispatch_rl.kernels.operations import REFERENCES, Operations
@@ -53,10 +54,35 @@ def broken_attention(q: torch.Tensor, *arguments: Any) -> torch.Tensor:
     return REFERENCES.attention(q, keys, values, length - 1)
 
 
-BROKEN: dict[str, Any] = {"entropy": broken_entropy, "verify": broken_verify, "attention": broken_attention}
+def unturned(*arguments: Any) -> torch.Tensor:
+    """Forget the queries."""
+    qkv, *others = arguments
+    q = qkv[:, : qkv.shape[1] - len(others[2])].clone()
+    found = REFERENCES.rotate_and_store(*arguments)
+    return found.copy_(q)
 
 
-@pytest.mark.parametrize("broken", [replace(REFERENCES, **{name: function}) for name, function in BROKEN.items()], ids=list(BROKEN))
+def unstored(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, buffer: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Store everything one position too far."""
+    return REFERENCES.rotate_and_store(qkv, cos, sin, buffer, where + 1)
+
+
+def ungated(gate_up: torch.Tensor) -> torch.Tensor:
+    """Mistake what is let through for the gates."""
+    return REFERENCES.swiglu(gate_up.roll(gate_up.shape[1] // 2, 1))
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "entropy": {"entropy": broken_entropy},
+    "verify": {"verify": broken_verify},
+    "attention": {"attention": broken_attention},
+    "queries": {"rotate_and_store": unturned},
+    "cache": {"rotate_and_store": unstored},
+    "swiglu": {"swiglu": ungated},
+}
+
+
+@pytest.mark.parametrize("broken", [replace(REFERENCES, **functions) for functions in BROKEN.values()], ids=list(BROKEN))
 def test_a_kernel_that_disagrees_has_no_speed(broken: Operations) -> None:
     """The first check that is red ends the benchmark."""
     cases = make_cases(broken, CPU, many=4, few=3, vocab=512, compiled=False, lengths=(20, 40))
@@ -65,7 +91,7 @@ def test_a_kernel_that_disagrees_has_no_speed(broken: Operations) -> None:
 
 
 def test_every_operation_is_a_case() -> None:
-    """Large and small entropies, every way to verify, the chain, and attention; the references agree with themselves."""
+    """Large and small entropies, every way to verify, the chain, and what layers do; the references agree with themselves."""
     cases = make_cases(REFERENCES, CPU, many=4, few=3, vocab=512, compiled=False, lengths=(20, 40))
     assert [(case.operation, case.rows) for case in cases] == [
         ("entropy", 4),
@@ -76,6 +102,8 @@ def test_every_operation_is_a_case() -> None:
         ("verify rejection", 3),
         ("verify coupled + dispatch", 3),
         *((f"attention {heads}, {length} tokens", queries) for heads in ("40/8", "12/2") for length in (20, 40) for queries in (1, 3)),
+        *((f"rotate_and_store {heads}", tokens) for heads in ("40/8", "12/2") for tokens in (1, 3)),
+        *(("swiglu", tokens) for _ in range(2) for tokens in (1, 3)),
     ]
     check_all(cases)
 

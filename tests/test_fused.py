@@ -1,13 +1,21 @@
-"""The fused forward pass computes what transformers computes, for every architecture it claims."""
+"""The fused forward pass computes what transformers computes, for every architecture it claims, and its static form what it computes."""
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from dispatch_rl.decoding.cache import StackedCache
 from dispatch_rl.decoding.fused import is_supported
 from dispatch_rl.decoding.models import CachedModel
+from dispatch_rl.decoding.static import StaticPasses, Told
+from dispatch_rl.kernels.operations import REFERENCES, Operations, kernels
+from tests.helpers import DEVICE
 
 SHAPE: Any = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48, "num_attention_heads": 4}
 LLAMA3_ROPE: Any = {
@@ -89,3 +97,86 @@ def test_other_models_run_through_transformers() -> None:
         expected = model(tokens[None], use_cache=False).logits[0]
     seen = torch.cat([cached.forward(tokens[:5]), cached.forward(tokens[5:])])
     torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-5)
+
+
+def static_passes(model: PreTrainedModel, operations: Operations, judges: bool = True) -> StaticPasses:
+    """Return the static passes of a model over a cache of its own, which is NaN."""
+    cached = CachedModel(model, vocab=97)
+    cached.start(64)
+    assert cached.fused is not None
+    assert isinstance(cached.cache, StackedCache)
+    cached.cache.allocate().fill_(torch.nan)
+    return StaticPasses(cached.fused, cached.cache, 97, operations, judges)
+
+
+@pytest.mark.parametrize(("name", "compiled"), [*((name, False) for name in models()), ("qwen2", True), ("qwen3", True)])
+@torch.inference_mode()
+def test_the_static_pass_is_the_eager_one(name: str, compiled: bool) -> None:
+    """Logits, keys and values of a prompt, single tokens, a draft and second choices, and nothing is written behind them.
+
+    Attention is the reference's each time; it has tests of its own, and takes the interpreter long.
+    """
+    model = models()[name].eval().to(DEVICE if compiled else "cpu")
+    for p in model.parameters():
+        torch.nn.init.normal_(p, 1.0 if p.ndim == 1 else 0.0, 0.3)
+    passes = static_passes(model, replace(kernels(), attention=REFERENCES.attention) if compiled else REFERENCES)
+    eager = CachedModel(model, vocab=97)
+    eager.start(64)
+    assert isinstance(eager.cache, StackedCache)
+    tokens = torch.arange(3, 23)
+    for begin, end, beside in ((0, 4, []), (4, 5, []), (5, 8, []), (8, 13, [1, 2])):
+        passes.inputs.write(begin, Told(), tokens[begin:end].tolist(), (), beside)
+        passes.read(end - begin)
+        expected = eager.eager(tokens[begin:end], beside=beside)
+        torch.testing.assert_close(passes.logits[: end - begin].to(expected), expected, atol=2e-4, rtol=2e-4)
+        assert eager.cache.buffer is not None
+        torch.testing.assert_close(passes.buffer[..., :end, :], eager.cache.buffer[..., :end, :], atol=2e-4, rtol=2e-4)
+        assert passes.buffer[..., end:, :].isnan().all()
+
+
+class Launches(TorchDispatchMode):
+    """Counts what torch would launch: all but views."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable or any(result.alias_info is None for result in func._schema.returns):
+            self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **kwargs or {})
+
+
+@torch.inference_mode()
+def launches(name: str, layers: int) -> Counter[str]:
+    """Return what a static pass of one token launches in a model of so many layers in bfloat16; operations count by their names."""
+    model = type(models()[name])
+    config = models()[name].config
+    config.num_hidden_layers, config.layer_types = layers, ["full_attention"] * layers
+    counting = Launches()
+
+    def rotate_and_store(qkv: Tensor, cos: Tensor, sin: Tensor, buffer: Tensor, *_: Any) -> Tensor:
+        counting.counts["rotate_and_store"] += 1
+        return qkv[:, : qkv.shape[1] - len(buffer)]
+
+    def attention(q: Tensor, *_: Any) -> Tensor:
+        counting.counts["attention"] += 1
+        return q
+
+    def swiglu(gate_up: Tensor) -> Tensor:
+        counting.counts["swiglu"] += 1
+        return gate_up.chunk(2, dim=-1)[0]
+
+    operations = replace(REFERENCES, rotate_and_store=rotate_and_store, attention=attention, swiglu=swiglu)
+    passes = static_passes(model(config).bfloat16().eval(), operations, judges=False)
+    passes.inputs.write(0, Told(), [3])
+    with counting:
+        passes.read(1)
+    return counting.counts
+
+
+@pytest.mark.parametrize(("name", "first"), [("qwen2", "addmm"), ("qwen3", "mm"), ("llama", "mm")])
+def test_a_layer_of_the_static_pass_launches_what_the_kernels_page_says(name: str, first: str) -> None:
+    """Four products, which add biases and residuals, two norms, and three operations, of which attention is two kernels: ten."""
+    one_layer = launches(name, 3) - launches(name, 2)
+    assert one_layer == Counter([first, "mm", "addmm_", "addmm_", "rms_norm", "rms_norm", "rotate_and_store", "attention", "swiglu"])

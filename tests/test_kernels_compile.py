@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dispatch_rl.kernels import attention_triton, entropy_triton, verify_triton
+from dispatch_rl.kernels import attention_triton, entropy_triton, rotate_and_store_triton, swiglu_triton, verify_triton
 from dispatch_rl.kernels.noise import gumbel
+from dispatch_rl.kernels.rotate_and_store import HeadNorms
 from dispatch_rl.kernels.verify import Rule
 from tests.compile_kernels import CAPABILITIES
 from tests.helpers import DEVICE, needs_gpu
@@ -91,3 +92,45 @@ def test_a_captured_graph_attends_to_what_is_there_at_its_replay(dtype: torch.dt
         q.normal_()
         graph.replay()
         assert torch.equal(captured, attention_triton.attention(q, keys, values, length, visible))
+
+
+@needs_gpu
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
+def test_a_captured_graph_stores_where_it_is_told_at_its_replay(normed: bool) -> None:
+    """Captured at the beginning of the cache and replayed elsewhere with other angles, it does what a launch does, in place."""
+    given = torch.randn(6, 16, 128, device=DEVICE, dtype=torch.bfloat16)
+    cos, sin = torch.randn(2, 6, 1, 128, device=DEVICE, dtype=torch.bfloat16)
+    where = torch.arange(6, device=DEVICE)
+    q_weight, k_weight = torch.rand(2, 128, device=DEVICE, dtype=torch.bfloat16)
+    norms = HeadNorms(q_weight, k_weight, 1e-6) if normed else None
+    qkv, buffer = given.clone(), torch.zeros(4, 512, 128, device=DEVICE, dtype=torch.bfloat16)
+    rotate_and_store_triton.rotate_and_store(qkv, cos, sin, buffer, where, norms)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = rotate_and_store_triton.rotate_and_store(qkv, cos, sin, buffer, where, norms)
+    for start in (506, 0, 100):
+        where.copy_(start + torch.randperm(6, device=DEVICE))
+        for x in (given, cos, sin):
+            x.normal_()
+        qkv.copy_(given)
+        buffer.zero_()
+        graph.replay()
+        launched, cache = given.clone(), torch.zeros_like(buffer)
+        assert torch.equal(captured, rotate_and_store_triton.rotate_and_store(launched, cos, sin, cache, where, norms))
+        assert torch.equal(qkv, launched)
+        assert torch.equal(buffer, cache)
+
+
+@needs_gpu
+def test_swiglu_can_be_captured() -> None:
+    """It reads what is there at the replay."""
+    gate_up = torch.randn(6, 2 * 8_960, device=DEVICE, dtype=torch.bfloat16)
+    swiglu_triton.swiglu(gate_up)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = swiglu_triton.swiglu(gate_up)
+    gate_up.normal_()
+    graph.replay()
+    assert torch.equal(captured, swiglu_triton.swiglu(gate_up))

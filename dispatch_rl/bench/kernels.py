@@ -14,7 +14,7 @@ from dispatch_rl import cli
 from dispatch_rl.errors import UserError
 
 if TYPE_CHECKING:
-    from dispatch_rl.bench.kernel_cases import Case
+    from dispatch_rl.bench.case import Case
 
 Row = dict[str, Any]
 _QUANTILES = [0.5, 0.2, 0.8]
@@ -89,7 +89,7 @@ def bench_kernels(config: KernelBenchConfig) -> list[Row]:
 
 def measure(case: "Case", bandwidth: float, device: str) -> list[Row]:
     """Return a row for every provider; the speed-up is over torch eager."""
-    from dispatch_rl.bench.kernel_cases import EAGER
+    from dispatch_rl.bench.case import EAGER
 
     times = {name: _timed(run, case.by_graph and name != EAGER, case.calls) for name, run in case.providers.items()}
     floor_us = 1e6 * case.moved_bytes / bandwidth

@@ -1,11 +1,13 @@
 """Key-value caches that roll back in place and never copy the context: one for transformers' forward passes, one for ours."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from dispatch_rl.kernels.operations import Operations
+from dispatch_rl.kernels.rotate_and_store import HeadNorms
 
 _GRANULE = 512
 """Capacities are multiples of this (tokens), so that texts of similar length share a buffer."""
@@ -158,14 +160,17 @@ class StaticPlace(NamedTuple):
     """Number of tokens in the cache, these included, int64 ``[]``."""
     visible: Tensor | None
     """Which of these tokens each of them sees ``[tokens, tokens]``; None means itself and those before."""
-    attention: Callable[..., Tensor]
-    """:func:`dispatch_rl.kernels.attention.attention`."""
+    operations: Operations
+    """Of the device."""
 
-    def attend(self, q: Tensor, kv: Tensor) -> Tensor:
-        """Write keys and values ``[tokens, 2 * heads, head_dim]`` and return what the queries ``[tokens, heads, head_dim]`` see."""
-        self.buffer.index_copy_(1, self.where, kv.transpose(0, 1))
+    def attend(self, qkv: Tensor, angles: tuple[Tensor, Tensor], norms: HeadNorms | None) -> Tensor:
+        """Turn queries and keys, write keys and values and return what the queries see ``[tokens, heads, head_dim]``.
+
+        The arguments are those of :func:`dispatch_rl.kernels.rotate_and_store.rotate_and_store`.
+        """
+        q = self.operations.rotate_and_store(qkv, *angles, self.buffer, self.where, norms)
         keys, values = self.buffer.chunk(2)
-        return self.attention(q, keys, values, self.length, self.visible)
+        return self.operations.attention(q, keys, values, self.length, self.visible)
 
 
 class StackedCache:

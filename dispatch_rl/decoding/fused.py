@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dispatch_rl.decoding.cache import AnyCache, Place, StackedCache, StaticPlace
+from dispatch_rl.kernels.rotate_and_store import HeadNorms
 
 _ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _ROPE_TYPES = {"default", "linear", "llama3", "yarn"}
@@ -74,6 +75,8 @@ class _Layer:
     qkv: _Linear
     q_norm: _Norm | None
     k_norm: _Norm | None
+    head_norms: HeadNorms | None
+    """Both of these in one, for the static pass."""
     out: _Linear
     mlp_norm: _Norm
     gate_up: _Linear
@@ -157,7 +160,15 @@ class FusedForward:
         Returns:
             Logits ``[rows, vocab]``.
         """
-        return self._layered(tokens[None], angles, places, None, False, row)[0]
+        x = self._embedding.index_select(0, tokens)
+        for layer, place in zip(self._layers, places, strict=True):
+            qkv = layer.qkv(layer.attention_norm(x)).view(len(tokens), -1, self._head_dim)
+            mixed = place.attend(qkv, angles, layer.head_norms).reshape(len(tokens), -1)
+            if layer is self._layers[-1] and row is not None:
+                x, mixed = x.index_select(0, row), mixed.index_select(0, row)
+            layer.out.add_to(x, mixed)
+            layer.down.add_to(x, place.operations.swiglu(layer.gate_up(layer.mlp_norm(x))))
+        return self._head(self._norm(x))
 
     def _run(
         self,
@@ -171,35 +182,20 @@ class FusedForward:
         texts, new = tokens.shape
         mask = None if mask is None else self._additive(mask)
         assert cache is None or isinstance(cache, StackedCache)
-        places = [None] * len(self._layers) if cache is None else cache.extend(texts, new)
-        return self._layered(tokens, angles, places, mask, causal, rows)
-
-    def _layered(
-        self,
-        tokens: Tensor,
-        angles: tuple[Tensor, Tensor],
-        places: Sequence[Place | StaticPlace | None],
-        mask: Tensor | None,
-        causal: bool,
-        rows: int | Tensor | None,
-    ) -> Tensor:
-        texts, new = tokens.shape
+        places: Sequence[Place | None] = [None] * len(self._layers) if cache is None else cache.extend(texts, new)
         grouped = self._heads != self._kv_heads
         x = self._embedding.index_select(0, tokens.flatten())
         for layer, place in zip(self._layers, places, strict=True):
             qkv = layer.qkv(layer.attention_norm(x)).view(texts, new, -1, self._head_dim)
             self._turn(qkv, layer, *angles)
-            if isinstance(place, StaticPlace):
-                mixed = place.attend(*qkv[0].split([self._heads, 2 * self._kv_heads], dim=1)).reshape(new, -1)
+            q, kv = qkv.transpose(1, 2).split([self._heads, 2 * self._kv_heads], dim=1)
+            if place is None:
+                keys, values = kv.chunk(2, dim=1)
             else:
-                q, kv = qkv.transpose(1, 2).split([self._heads, 2 * self._kv_heads], dim=1)
-                if place is None:
-                    keys, values = kv.chunk(2, dim=1)
-                else:
-                    place.fresh.copy_(kv)
-                    _, keys, values = place
-                mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-                mixed = mixed.transpose(1, 2).reshape(texts * new, -1)
+                place.fresh.copy_(kv)
+                _, keys, values = place
+            mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+            mixed = mixed.transpose(1, 2).reshape(texts * new, -1)
             if rows is not None and new > 1 and layer is self._layers[-1]:
                 x, mixed = _last(x, texts, rows), _last(mixed, texts, rows)
             layer.out.add_to(x, mixed)
@@ -226,20 +222,20 @@ class FusedForward:
         return torch.zeros(mask.shape, dtype=self._embedding.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
-def _last(x: Tensor, texts: int, rows: int | Tensor) -> Tensor:
-    """Return of ``x [texts * tokens, size]`` the last ``rows`` of each text, or those that a tensor lists."""
-    if isinstance(rows, Tensor):
-        return x.index_select(0, rows)
+def _last(x: Tensor, texts: int, rows: int) -> Tensor:
+    """Return of ``x [texts * tokens, size]`` the last ``rows`` of each text."""
     return x if rows * texts == len(x) else x.view(texts, -1, x.shape[-1])[:, -rows:].flatten(0, 1)
 
 
 def _layer(layer: Any, eps: float) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
+    normed = hasattr(attention, "q_norm")
     return _Layer(
         attention_norm=_Norm(layer.input_layernorm.weight, eps),
         qkv=_fuse([attention.q_proj, attention.k_proj, attention.v_proj]),
-        q_norm=_Norm(attention.q_norm.weight, eps) if hasattr(attention, "q_norm") else None,
-        k_norm=_Norm(attention.k_norm.weight, eps) if hasattr(attention, "k_norm") else None,
+        q_norm=_Norm(attention.q_norm.weight, eps) if normed else None,
+        k_norm=_Norm(attention.k_norm.weight, eps) if normed else None,
+        head_norms=HeadNorms(attention.q_norm.weight.data, attention.k_norm.weight.data, eps) if normed else None,
         out=_Linear(attention.o_proj.weight, attention.o_proj.bias),
         mlp_norm=_Norm(layer.post_attention_layernorm.weight, eps),
         gate_up=_fuse([mlp.gate_proj, mlp.up_proj]),

@@ -143,7 +143,7 @@ class StaticPasses:
             places = inputs.places[:size]
             positions, visible = inputs.start + places, (count < places[:, None]) | self._itself[:size, :size]
         length = (inputs.start + size)[0]
-        layers = [StaticPlace(layer[0], where, length, visible, self._operations.attention) for layer in self.buffer]
+        layers = [StaticPlace(layer[0], where, length, visible, self._operations) for layer in self.buffer]
         row = None if self.judges or size == 1 else inputs.row
         angles = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
         logits = self._fused.static(inputs.tokens[:size], angles, layers, row)
