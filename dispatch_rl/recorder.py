@@ -1,6 +1,6 @@
 """Writes metrics, checkpoints and the best policy while a learner learns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
 from time import monotonic
@@ -16,6 +16,9 @@ from dispatch_rl.learning import Learner, action_entropy, extract_policy
 from dispatch_rl.policies.network import NetworkPolicy
 from dispatch_rl.runs import RunFolder
 from dispatch_rl.tracking.base import Tracking
+from dispatch_rl.validation import Validation
+
+_LATENCY = "validation/latency_ms_per_token"
 
 
 class Selection:
@@ -27,7 +30,7 @@ class Selection:
         validate: Returns metrics of a policy on validation prompts; by ``latency_ms_per_token`` the best policy is chosen.
     """
 
-    def __init__(self, run: RunFolder, tracking: Tracking, validate: Callable[[NetworkPolicy], Mapping[str, float]]) -> None:
+    def __init__(self, run: RunFolder, tracking: Tracking, validate: Validation) -> None:
         self.run = run
         self.tracking = tracking
         self.validate = validate
@@ -36,25 +39,29 @@ class Selection:
 
     def consider(self, step: int, policy: NetworkPolicy) -> float:
         """Validate a policy after ``step`` rounds, keep it, as the best if no other was faster, and return its latency (ms per token)."""
-        found = {f"validation/{key}": value for key, value in self.validate(policy).items()}
-        latency_ms = found["validation/latency_ms_per_token"]
+        found = self._validated(policy)
         _save(policy, self.run.checkpoint(step))
-        if latency_ms < self.best.get("validation/latency_ms_per_token", float("inf")):
-            self.best = found
-            _save(policy, self.run.best_policy)
+        self._keep_if_best(policy, found)
         self.tracking.log(step, found)
-        return latency_ms
+        return found[_LATENCY]
 
     def fall_back(self) -> int | None:
-        """Keep a policy that always chooses one arm, if that is faster than the best so far, and return the arm's number."""
-        learned, kept = NetworkPolicy.load(self.run.best_policy), None
-        for action in range(learned.num_actions):
-            policy = learned.always(action)
-            found = {f"validation/{key}": value for key, value in self.validate(policy).items()}
-            if found["validation/latency_ms_per_token"] < self.best["validation/latency_ms_per_token"]:
-                self.best, kept = found, action
-                _save(policy, self.run.best_policy)
-        return kept
+        """Keep a policy that always chooses the best fixed arm, if that is faster than the best so far, and return the arm's number."""
+        action = self.validate.best_fixed
+        if action is None:
+            return None
+        policy = NetworkPolicy.load(self.run.best_policy).always(action)
+        return action if self._keep_if_best(policy, self._validated(policy)) else None
+
+    def _validated(self, policy: NetworkPolicy) -> dict[str, float]:
+        return {f"validation/{key}": value for key, value in self.validate(policy).items()}
+
+    def _keep_if_best(self, policy: NetworkPolicy, found: dict[str, float]) -> bool:
+        better = found[_LATENCY] < self.best.get(_LATENCY, float("inf"))
+        if better:
+            self.best = found
+            _save(policy, self.run.best_policy)
+        return better
 
 
 def _save(policy: NetworkPolicy, path: Path) -> None:

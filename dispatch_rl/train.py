@@ -1,6 +1,6 @@
 """Train a dispatcher: ``python -m dispatch_rl.train --config configs/pocket.yaml``."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from dispatch_rl.replay.sources import ReplaySource
     from dispatch_rl.runs import RunFolder
     from dispatch_rl.tracking.base import Tracking
-
-    Validate = Callable[[NetworkPolicy], Mapping[str, float]]
+    from dispatch_rl.validation import Validation
 
 _DESCRIPTION = (
     "Train a dispatcher on replay or on real decoding and compare it with the baselines. "
@@ -138,7 +137,7 @@ class Training:
             if config.track is not None:
                 track_policy(self.folder, config, self.family, tracking)
 
-    def _prepare_replay(self) -> "tuple[VecEnv, tuple[Feature, ...], Tally, Validate]":
+    def _prepare_replay(self) -> "tuple[VecEnv, tuple[Feature, ...], Tally, Validation]":
         from dispatch_rl.contest import check_decodable
         from dispatch_rl.envs.replay_vector import ReplayVecEnv, ReplayVectorEnv
         from dispatch_rl.validation import ReplayValidation
@@ -156,7 +155,7 @@ class Training:
         print(f"best fixed arm on them: {env.reward.reference_ms_per_token:.3f} ms per token")
         return ReplayVecEnv(env), world.features, env.tally, ReplayValidation(validation)
 
-    def _prepare_live(self) -> "tuple[VecEnv, tuple[Feature, ...], Tally, Validate]":
+    def _prepare_live(self) -> "tuple[VecEnv, tuple[Feature, ...], Tally, Validation]":
         from stable_baselines3.common.monitor import Monitor
         from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -193,7 +192,7 @@ class Training:
         env: "VecEnv",
         features: "tuple[Feature, ...]",
         tally: "Tally",
-        validate: "Validate",
+        validate: "Validation",
         initial: "NetworkPolicy | None",
         tracking: "Tracking",
     ) -> "NetworkPolicy":

@@ -1,6 +1,7 @@
 """How well a policy does on the validation prompts, by which the best one is chosen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from dispatch_rl.config import TrainConfig
 from dispatch_rl.decoding.arms import ArmTable
@@ -10,8 +11,19 @@ from dispatch_rl.decoding.rounds import RoundTable, metrics
 from dispatch_rl.policies.base import Policy
 from dispatch_rl.prompts import Prompt
 from dispatch_rl.replay.oracle import cheapest
-from dispatch_rl.replay.running import best_fixed_latency_ms, replay
+from dispatch_rl.replay.running import fixed_latencies_ms, replay
 from dispatch_rl.replay.world import ReplayWorld
+
+
+class Validation(Protocol):
+    """Tries policies on the validation prompts."""
+
+    best_fixed: int | None
+    """The arm that is fastest on them if it is always chosen; None if that is not known."""
+
+    def __call__(self, policy: Policy) -> Mapping[str, float]:
+        """Return metrics of a policy, ``latency_ms_per_token`` among them."""
+        ...
 
 
 class ReplayValidation:
@@ -24,7 +36,9 @@ class ReplayValidation:
     def __init__(self, world: ReplayWorld) -> None:
         self._world = world
         tokens = (world.traces.lengths - world.traces.first_position)[world.texts].sum()
-        self.best_fixed_ms = best_fixed_latency_ms(world)
+        fixed_ms = fixed_latencies_ms(world).sum(axis=1)
+        self.best_fixed: int | None = int(fixed_ms.argmin())
+        self.best_fixed_ms = float(fixed_ms.min() / tokens)
         self.oracle_ms = float(cheapest(world).latency_ms.sum() / tokens)
 
     def __call__(self, policy: Policy) -> dict[str, float]:
@@ -45,6 +59,8 @@ class LiveValidation:
         prompts: What is decoded.
         config: How long texts become, and how tokens are chosen.
     """
+
+    best_fixed: int | None = None
 
     def __init__(self, family: Family, arms: ArmTable, prompts: Sequence[Prompt], config: TrainConfig) -> None:
         self._family = family
