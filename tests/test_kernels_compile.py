@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from tests.compile_kernels import CAPABILITIES
 from tests.helpers import DEVICE, needs_gpu
 from tests.kernel_calls import turn
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_MEMORY = 48 * 1024
 """What a program gets on every GPU without asking (bytes)."""
@@ -37,6 +40,16 @@ def test_every_kernel_compiles_for_ampere_hopper_and_blackwell(tmp_path: Path) -
         assert {kernel["kernel"] for kernel in compiled if kernel["capability"] == capability} == launched
 
 
+def _captured(run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+    """Return a graph of ``run``, compiled before, and what its replays leave."""
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    return graph, captured
+
+
 @needs_gpu
 @pytest.mark.parametrize("rule", [Rule(), Rule("coupled"), Rule("coupled", 40, 0.9), Rule("rejection")], ids=str)
 def test_a_captured_graph_reads_its_turn_anew(rule: Rule) -> None:
@@ -44,11 +57,7 @@ def test_a_captured_graph_reads_its_turn_anew(rule: Rule) -> None:
     logits, drafted = torch.randn(4, 50_257, device=DEVICE), torch.zeros(3, dtype=torch.int64, device=DEVICE)
     q_draft = torch.rand(3, 50_257, device=DEVICE).softmax(-1) if rule.method == "rejection" else None
     at = turn(DEVICE)
-    verify_triton.verify(logits, drafted, at, rule, q_draft)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = verify_triton.verify(logits, drafted, at, rule, q_draft)
+    graph, captured = _captured(lambda: verify_triton.verify(logits, drafted, at, rule, q_draft))
     for seed in range(5):
         logits.normal_()
         for value, new in zip(at, turn(DEVICE, seed % 4, seed, 0.5 + seed), strict=True):
@@ -63,11 +72,7 @@ def test_a_captured_graph_reads_its_turn_anew(rule: Rule) -> None:
 def test_entropy_can_be_captured() -> None:
     """Split rows, in a graph."""
     logits = torch.randn(6, 152_064, device=DEVICE)
-    entropy_triton.entropy(logits)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = entropy_triton.entropy(logits)
+    graph, captured = _captured(lambda: entropy_triton.entropy(logits))
     logits.normal_()
     graph.replay()
     for ours, expected in zip(captured, entropy_triton.entropy(logits), strict=True):
@@ -81,11 +86,7 @@ def test_a_captured_graph_attends_to_what_is_there_at_its_replay(dtype: torch.dt
     q, visible = torch.randn(6, 40, 128, device=DEVICE, dtype=dtype), torch.ones(6, 6, dtype=torch.bool, device=DEVICE).tril_()
     keys, values = torch.randn(16, 8_192, 128, device=DEVICE, dtype=dtype).chunk(2)
     length = torch.tensor([6], device=DEVICE)
-    attention_triton.attention(q, keys, values, length, visible)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = attention_triton.attention(q, keys, values, length, visible)
+    graph, captured = _captured(lambda: attention_triton.attention(q, keys, values, length, visible))
     for tokens in (8_192, 7, 512, 6, 4_097):
         length.fill_(tokens)
         visible.copy_(torch.rand(6, 6, device=DEVICE) < 0.5)
@@ -104,11 +105,7 @@ def test_a_captured_graph_stores_where_it_is_told_at_its_replay(normed: bool) ->
     q_weight, k_weight = torch.rand(2, 128, device=DEVICE, dtype=torch.bfloat16)
     norms = HeadNorms(q_weight, k_weight, 1e-6) if normed else None
     qkv, buffer = given.clone(), torch.zeros(4, 512, 128, device=DEVICE, dtype=torch.bfloat16)
-    rotate_and_store_triton.rotate_and_store(qkv, cos, sin, buffer, where, norms)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = rotate_and_store_triton.rotate_and_store(qkv, cos, sin, buffer, where, norms)
+    graph, captured = _captured(lambda: rotate_and_store_triton.rotate_and_store(qkv, cos, sin, buffer, where, norms))
     for start in (506, 0, 100):
         where.copy_(start + torch.randperm(6, device=DEVICE))
         for x in (given, cos, sin):
@@ -126,11 +123,7 @@ def test_a_captured_graph_stores_where_it_is_told_at_its_replay(normed: bool) ->
 def test_swiglu_can_be_captured() -> None:
     """It reads what is there at the replay."""
     gate_up = torch.randn(6, 2 * 8_960, device=DEVICE, dtype=torch.bfloat16)
-    swiglu_triton.swiglu(gate_up)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = swiglu_triton.swiglu(gate_up)
+    graph, captured = _captured(lambda: swiglu_triton.swiglu(gate_up))
     gate_up.normal_()
     graph.replay()
     assert torch.equal(captured, swiglu_triton.swiglu(gate_up))

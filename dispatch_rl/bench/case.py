@@ -78,7 +78,7 @@ _AGREE: dict[type, Callable[[Any, Any], bool]] = {
 }
 
 
-def compiled(run: Run) -> Run:
+def in_torch_compile(run: Run) -> Run:
     """Return the same by torch.compile."""
     by_torch: Run = torch.compile(run)
     return by_torch

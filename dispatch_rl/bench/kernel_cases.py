@@ -6,8 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dispatch_rl.bench.case import COMPILED, EAGER, KERNEL, Case, Run
-from dispatch_rl.bench.case import compiled as in_torch_compile
+from dispatch_rl.bench.case import COMPILED, EAGER, KERNEL, Case, Run, in_torch_compile
 from dispatch_rl.bench.layer_cases import LENGTHS, layer_cases
 from dispatch_rl.decoding.features import ACCEPTANCE_DECAY, AVERAGE_DECAY, feature_table
 from dispatch_rl.kernels.dispatch import FeatureRules, NetworkRule, TextState, network_rule

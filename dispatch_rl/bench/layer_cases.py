@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dispatch_rl.bench.case import COMPILED, EAGER, KERNEL, Case, Run, Stored
-from dispatch_rl.bench.case import compiled as in_torch_compile
+from dispatch_rl.bench.case import COMPILED, EAGER, KERNEL, Case, Run, Stored, in_torch_compile
 from dispatch_rl.kernels.operations import REFERENCES, Operations
 
 
@@ -32,10 +31,7 @@ LENGTHS = (512, 4_096)
 
 def layer_cases(kernels: Operations, device: torch.device, tokens: Sequence[int], lengths: Sequence[int], compiled: bool) -> list[Case]:
     """Return the cases of so many new tokens, with attention over contexts of these ``lengths``."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+    normal = _normal(device)
 
     return [
         *attention_cases(kernels, device, tokens, lengths),
@@ -44,16 +40,18 @@ def layer_cases(kernels: Operations, device: torch.device, tokens: Sequence[int]
     ]
 
 
+def _normal(device: torch.device) -> Callable[..., Tensor]:
+    """Return what makes random bfloat16 tensors of any shape, the same ones every time."""
+    generator = torch.Generator(device).manual_seed(0)
+    return lambda *shape: torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+
+
 def attention_cases(kernels: Operations, device: torch.device, queries: Sequence[int], lengths: Sequence[int]) -> list[Case]:
     """Return the cases of ``attention`` of so many queries over so many tokens, for every model's heads."""
-    generator, capacity = torch.Generator(device).manual_seed(0), 2 * max(lengths)
+    normal, capacity = _normal(device), 2 * max(lengths)
     cold_bytes = _COLD_BYTES if device.type == "cuda" else 0
     # All cases share as many layers as the shortest context needs to be cold.
     elements = max(cold_bytes // 2 // min(lengths), 2 * _HEAD_DIM * _MODELS[0].kv_heads) * capacity
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
-
     memory = normal(elements)
     return [
         attention_case(kernels, normal(new, heads, _HEAD_DIM), memory.view(-1, 2 * kv_heads, capacity, _HEAD_DIM), length, cold_bytes)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dispatch_rl.decoding.cache import AnyCache, Place, StackedCache, StaticPlace
+from dispatch_rl.decoding.cache import AnyCache, StackedCache, StaticPlace
 from dispatch_rl.kernels.rotate_and_store import HeadNorms
 
 _ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -180,11 +180,11 @@ class FusedForward:
         rows: int | None,
     ) -> Tensor:
         texts, new = tokens.shape
-        mask = None if mask is None else self._additive(mask)
-        assert cache is None or isinstance(cache, StackedCache)
-        places: Sequence[Place | None] = [None] * len(self._layers) if cache is None else cache.extend(texts, new)
         grouped = self._heads != self._kv_heads
+        mask = None if mask is None else self._additive(mask)
         x = self._embedding.index_select(0, tokens.flatten())
+        assert cache is None or isinstance(cache, StackedCache)
+        places = [None] * len(self._layers) if cache is None else cache.extend(texts, new)
         for layer, place in zip(self._layers, places, strict=True):
             qkv = layer.qkv(layer.attention_norm(x)).view(texts, new, -1, self._head_dim)
             self._turn(qkv, layer, *angles)
@@ -196,8 +196,8 @@ class FusedForward:
                 _, keys, values = place
             mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
             mixed = mixed.transpose(1, 2).reshape(texts * new, -1)
-            if rows is not None and new > 1 and layer is self._layers[-1]:
-                x, mixed = _last(x, texts, rows), _last(mixed, texts, rows)
+            if layer is self._layers[-1] and rows is not None and rows < new:
+                x, mixed = (part.view(texts, new, -1)[:, -rows:].flatten(0, 1) for part in (x, mixed))
             layer.out.add_to(x, mixed)
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
             layer.down.add_to(x, F.silu(gate).mul_(up))
@@ -220,11 +220,6 @@ class FusedForward:
     def _additive(self, mask: Tensor) -> Tensor:
         """Return what is added to the attention's scores; given a ``mask`` of truths, every layer would make it anew."""
         return torch.zeros(mask.shape, dtype=self._embedding.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
-
-
-def _last(x: Tensor, texts: int, rows: int) -> Tensor:
-    """Return of ``x [texts * tokens, size]`` the last ``rows`` of each text."""
-    return x if rows * texts == len(x) else x.view(texts, -1, x.shape[-1])[:, -rows:].flatten(0, 1)
 
 
 def _layer(layer: Any, eps: float) -> _Layer:
