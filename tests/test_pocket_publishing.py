@@ -57,6 +57,7 @@ def _quick() -> Iterator[None]:
         patch.setattr(stdlib, "training_files", lambda: iter(training))
         patch.setattr(stdlib, "held_out_files", lambda: iter(held_out))
         patch.setattr(measures, "_NEW_TOKENS", 12)
+        patch.setattr(measures, "_PATH_TOKENS", {"reasoning": 12, "code": 12})
         patch.setattr(measures, "measure", few_problems)
         yield
 
@@ -162,9 +163,10 @@ def test_a_folder_without_a_training_has_no_card(other_folder: Path) -> None:
         card.training_text(other_folder)
 
 
-def test_a_student_that_equals_its_target_misses_nothing(twins: Family, family: Family) -> None:
+@pytest.mark.parametrize("kind", ["reasoning", "code"])
+def test_a_student_that_equals_its_target_misses_nothing(twins: Family, family: Family, kind: str) -> None:
     """Of the target's own tokens the twin misses none, and one a path if its last token is altered; a real student misses some."""
-    paths, entropies = measures.reasoning_paths(twins, 5)
+    paths, entropies = measures.target_paths(twins, kind, 5)
     tokens = sum(len(path) for _, path in paths)
     assert len(entropies) == tokens - 5  # the first token of a path is the prefill's
     assert measures.missed_share(twins.target, paths) == measures.missed_share(twins.students["twin"], paths) == 0
@@ -173,9 +175,10 @@ def test_a_student_that_equals_its_target_misses_nothing(twins: Family, family: 
     assert 0 < measures.missed_share(family.students["tiny"], paths) < 1
 
 
-def test_paths_are_the_targets_own(twins: Family) -> None:
+@pytest.mark.parametrize("kind", ["reasoning", "code"])
+def test_paths_are_the_targets_own(twins: Family, kind: str) -> None:
     """Each path is what the target writes alone at temperature 0.6 with its number as seed."""
-    for seed, (prompt, path) in enumerate(measures.reasoning_paths(twins, 3)[0]):
+    for seed, (prompt, path) in enumerate(measures.target_paths(twins, kind, 3)[0]):
         session = DecodingSession(twins, prompt, Sampling(0.6, seed=seed), 12)
         while not session.finished:
             session.step(Arm("twin", 3))
@@ -205,7 +208,7 @@ def test_solved_shares_by_hand(family: Family, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(measures, "_greedy_texts", answers)
     shares = measures.solved_shares(family.target, family, exam)
     assert shares == {"a": 2 / 3, "b": 0, "c": 1}
-    assert ModelFigures(1, 1.0, 1.0, shares, 1.0, None).solved_share == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert ModelFigures(1, 1.0, 1.0, shares, 1.0, {}).solved_share == pytest.approx((2 / 3 + 0 + 1) / 3)
 
 
 def test_answers_in_a_batch_are_those_alone(pocket: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,4 +248,4 @@ def test_losses_are_logged(tmp_path: Path, arguments: list[str], monkeypatch: py
     lengths = ["--optimisation.alone_steps=5", "--optimisation.steps=15", "--optimisation.last_steps=5"]
     main([arguments[0], f"--output={tmp_path}/family", *lengths])
     lines = [json.loads(line) for line in (tmp_path / "family" / "losses.jsonl").read_text().splitlines()]
-    assert [(line["step"], set(line) - {"step"}) for line in lines] == [(10, {"target", "tiny"}), (20, {"grown"})]
+    assert [(line["step"], set(line) - {"step"}) for line in lines] == [(10, {"target", "tiny"}), (20, {"tiny", "grown"})]

@@ -1,19 +1,27 @@
 """Training of a family: exact to the bit, whoever stops it, and published as what it claims to be."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from zlib import crc32
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from dispatch_rl.pocket import stdlib
-from dispatch_rl.pocket.corpus import Corpus, encode_documents, encode_files, folder_files
+from dispatch_rl.errors import UserError
+from dispatch_rl.pocket.corpus import Corpus, encode_documents
+from dispatch_rl.pocket.publishing import publish
 from dispatch_rl.pocket.recipe import ModelSize, Optimisation, Recipe
-from dispatch_rl.pocket.tokenizer import END_OF_TEXT
-from dispatch_rl.pocket.training import FamilyTrainer, build_model, family_losses, learning_rate_factor, start_from_layers_of, train_family
+from dispatch_rl.pocket.training import (
+    FamilyTrainer,
+    build_model,
+    learning_rate_factor,
+    start_from_layers_of,
+    train_family,
+)
 from tests.families import tokenizer
 
 TOKENIZER = tokenizer(300)
@@ -23,7 +31,7 @@ CORPUS = Corpus(TOKENIZER, FILES, window=32, seed=5)
 
 
 def recipe(output: Path, students: dict[str, ModelSize] | None = None) -> Recipe:
-    """Return a recipe of six steps: two of the target alone, two with the wide student, two of the small one, as wide as the target."""
+    """Return a recipe of six steps: two of the target alone, two with the wide student, two of it and of the small, grown one."""
     return Recipe(
         output=output,
         seed=5,
@@ -34,7 +42,7 @@ def recipe(output: Path, students: dict[str, ModelSize] | None = None) -> Recipe
         reasoning_share=0.67,
         target=TARGET,
         students={"small": SMALL, "wide": WIDE} if students is None else students,
-        optimisation=Optimisation(steps=4, warmup_steps=2, alone_steps=2, last_steps=2),
+        optimisation=Optimisation(steps=4, warmup_steps=2, alone_steps=2, last_steps=2, last_reasoning_share=0.34),
         device="cpu",
         compile=False,
         threads=1,
@@ -106,13 +114,67 @@ def test_checkpoints_are_written_as_often_as_promised(tmp_path: Path, monkeypatc
 
 
 def test_models_learn_in_turn(tmp_path: Path) -> None:
-    """First the target alone, then the wide student beside it, last the small one; whoever is not learning does not change."""
+    """First the target alone, then the wide student beside it, last all students; whoever is not learning does not change."""
     trained = trainer(tmp_path)
-    for learning in ({"target"}, {"target"}, {"target", "wide"}, {"target", "wide"}, {"small"}, {"small"}):
+    for learning in ({"target"}, {"target"}, {"target", "wide"}, {"target", "wide"}, {"small", "wide"}, {"small", "wide"}):
         before = parameters(trained)
         assert set(trained.train_step()) == learning
         moved = {key for key, equal in zip(before, same(before, parameters(trained)), strict=True) if not equal}
         assert moved == {key for name in learning for key in parameters(trained, name)}
+
+
+def test_the_last_steps_have_their_own_share_of_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three windows while the target learns, one of three after it."""
+    trained, shares = trainer(tmp_path), list[float]()
+    batch = CORPUS.batch
+
+    def told(step: int, rows: int, share: float) -> NDArray[np.int64]:
+        shares.append(share)
+        return batch(step, rows, share)
+
+    monkeypatch.setattr(CORPUS, "batch", told)
+    train_family(trained, lambda line: None)
+    assert shares == [0.67] * 4 + [0.34] * 2
+
+
+def published(trained: FamilyTrainer, folder: Path) -> Path:
+    """Return the folder of a family as the recipe writes it."""
+    publish(trained.models, TOKENIZER, replace(trained.recipe, output=folder))
+    return folder
+
+
+def test_students_of_a_finished_family_go_on(tmp_path: Path, uninterrupted: FamilyTrainer) -> None:
+    """Begun with a family, only the last steps are done: its students move, from where they were, and its target does not; resumed too."""
+    models = {name: deepcopy(model) for name, model in uninterrupted.models.items()}
+    family = published(SimpleNamespace(models=models, recipe=uninterrupted.recipe), tmp_path / "family")  # type: ignore[arg-type]
+    (tmp_path / "on").mkdir()
+    settings = replace(uninterrupted.recipe, init=family, output=tmp_path / "on")
+    trained = FamilyTrainer(settings, TOKENIZER, CORPUS)
+    before = parameters(trained)
+    assert trained.step == 4
+    for key, p in parameters(uninterrupted).items():
+        assert torch.equal(before[key], p.half().float()), key
+    trained.train_step()
+    equal = dict(zip(before, same(before, parameters(trained)), strict=True))
+    assert {key.split(".")[0] for key, value in equal.items() if not value} == {"small", "wide"}
+    assert all(value for key, value in equal.items() if key.startswith("target."))
+    # One step moves a weight by the learning rate at most; starting from the target's layers would move it by far more.
+    assert all(float((p - before[key]).abs().max()) < 0.01 for key, p in parameters(trained).items())
+    trained.save()
+    resumed = FamilyTrainer(settings, TOKENIZER, CORPUS)
+    assert resumed.step == 5
+    for each in (trained, resumed):
+        train_family(each, lambda line: None)
+    assert all(same(parameters(trained), parameters(resumed)))
+
+
+def test_a_family_to_begin_with_has_the_sizes_of_the_recipe(tmp_path: Path, uninterrupted: FamilyTrainer) -> None:
+    """A model that is missing, or has another size, is named."""
+    models = {name: deepcopy(model) for name, model in uninterrupted.models.items()}
+    family = published(SimpleNamespace(models=models, recipe=uninterrupted.recipe), tmp_path / "family")  # type: ignore[arg-type]
+    for students, said in (({"other": WIDE}, "no model .*other"), ({"small": replace(SMALL, layers=2)}, "small is .*layers=1.*layers=2")):
+        with pytest.raises(UserError, match=f"^init: .*{said}"):
+            FamilyTrainer(replace(uninterrupted.recipe, init=family, students=students), TOKENIZER, CORPUS)
 
 
 def test_a_student_of_the_targets_width_begins_as_its_layers() -> None:
@@ -149,103 +211,3 @@ def test_learning_rate_by_hand() -> None:
     assert {step: learning_rate_factor(step, 50, 100, settings) for step in student} == pytest.approx(student)
     last = {100: 1 / 10 * 0.4, 109: 0.4 * 31 / 40, 139: 0.4 * 1 / 40}
     assert {step: learning_rate_factor(step, 100, 140, settings) for step in last} == pytest.approx(last)
-
-
-def two_models(equal: bool = False) -> nn.ModuleDict:
-    """Return a target and a student, with equal weights or not."""
-    settings = recipe(Path("unused"))
-    torch.manual_seed(0)
-    models = {name: build_model(TARGET if equal else size, settings, TOKENIZER) for name, size in (("target", TARGET), ("s", WIDE))}
-    if equal:
-        models["s"].load_state_dict(models["target"].state_dict())
-    return nn.ModuleDict(models)
-
-
-def logits64(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return float64 logits ``[rows * window, vocab]``."""
-    with torch.no_grad():
-        logits: Tensor = model(tokens[:, :-1]).logits.double()
-    return logits.flatten(0, 1)
-
-
-def test_losses_are_their_formulas() -> None:
-    """Cross-entropy for the target; for a student 0.3 KL(p_target || q_student) + 0.7 cross-entropy on every second row."""
-    models, tokens = two_models(), torch.from_numpy(CORPUS.batch(0, 3, 0.67))
-    log_p, labels = logits64(models["target"], tokens).log_softmax(-1), tokens[:, 1:].flatten()
-    cross_entropy = -log_p[range(len(labels)), labels].mean()
-    rows = tokens[[0, 2]]
-    log_p, log_q, labels = logits64(models["target"], rows).log_softmax(-1), logits64(models["s"], rows).log_softmax(-1), rows[:, 1:]
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
-    student = 0.3 * divergence - 0.7 * log_q[range(labels.numel()), labels.flatten()].mean()
-    expected = torch.stack([cross_entropy, student]).float()
-    torch.testing.assert_close(family_losses(models, tokens, 0.3, 2, True).detach(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_a_student_that_equals_its_target_has_nothing_to_learn() -> None:
-    """At weight one its loss is zero, and so is its gradient; a student that differs has both."""
-    tokens = torch.from_numpy(CORPUS.batch(1, 3, 0.67))
-    for equal in (True, False):
-        models = two_models(equal)
-        loss = family_losses(models, tokens, 1.0, 2, True)[1]
-        loss.backward()
-        slope = max(float(p.grad.abs().max()) for p in models["s"].parameters())  # type: ignore[union-attr]
-        assert (abs(loss.item()) < 1e-6, slope < 1e-6) == (equal, equal)
-
-
-def test_students_do_not_pull_at_the_target() -> None:
-    """No gradient reaches the target through a student's loss."""
-    models = two_models()
-    family_losses(models, torch.from_numpy(CORPUS.batch(1, 3, 0.67)), 0.8, 2, True)[1].backward()
-    assert not any(p.grad is not None and p.grad.any() for p in models["target"].parameters())
-    assert all(p.grad is not None for p in models["s"].parameters())
-
-
-def test_batches_are_functions_of_seed_and_step() -> None:
-    """Asked in any order, by any corpus of the same seed, a step has the same tokens; another step or seed has others."""
-    first = [CORPUS.batch(step, 4, 0.5) for step in range(4)]
-    again = Corpus(TOKENIZER, FILES, window=32, seed=5)
-    for step in (3, 0, 2, 1):
-        np.testing.assert_array_equal(again.batch(step, 4, 0.5), first[step])
-    other = Corpus(TOKENIZER, FILES, window=32, seed=6).batch(0, 4, 0.5)
-    assert len({batch.tobytes() for batch in [*first, other]}) == 5
-
-
-@pytest.mark.parametrize(("share", "reasoning"), [(0.0, 0), (0.67, 2), (1.0, 3)])
-def test_batches_have_their_shape_and_share(share: float, reasoning: int) -> None:
-    """Three rows of window + 1 tokens: first excerpts from the files, then, so many, rows that begin with a problem."""
-    batch = CORPUS.batch(9, 3, share)
-    assert batch.shape == (3, 33)
-    assert batch.dtype == np.int64
-    excerpts = {FILES[i : i + 33].tobytes() for i in range(len(FILES) - 32)}
-    assert [str(TOKENIZER.decode(row.tolist())).startswith("Problem: ") for row in batch] == [i >= 3 - reasoning for i in range(3)]
-    assert [row.astype(np.int32).tobytes() in excerpts for row in batch] == [i < 3 - reasoning for i in range(3)]
-
-
-def test_batches_hold_no_held_out_problem() -> None:
-    """Of the problems in the reasoning rows none belongs to the sixteenth that is held out."""
-    rows = Corpus(TOKENIZER, FILES, window=2048, seed=1).batch(0, 24, 1.0)
-    documents = [text for row in rows for text in str(TOKENIZER.decode(row.tolist())).split(END_OF_TEXT)]
-    found = [text[: text.index("<think>\n") + 8] for text in documents if "<think>\n" in text]
-    assert len(found) > 100
-    assert all(crc32(prompt.encode()) % 16 for prompt in found)
-
-
-def test_documents_are_ended(tmp_path: Path) -> None:
-    """Every file, also an empty one, is followed by the end-of-text token."""
-    texts = ["def f():\n    return 1\n", "", "naïve\n"]
-    for i, text in enumerate(texts):
-        (tmp_path / f"{i}.txt").write_text(text)
-    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    files = folder_files([tmp_path])
-    assert [path.name for path in files] == ["0.txt", "1.txt", "2.txt"]
-    tokens = encode_files(TOKENIZER, files)
-    assert TOKENIZER.decode(tokens.tolist()) == "".join(text + END_OF_TEXT for text in texts)
-    assert tokens.dtype == np.int32
-
-
-def test_training_never_reads_held_out_files() -> None:
-    """The library's held-out modules are not among those to train on, under any name."""
-    training, held_out = list(stdlib.training_files()), list(stdlib.held_out_files())
-    assert len(held_out) >= 10
-    assert len(training) > 10 * len(held_out)
-    assert not {path.resolve() for path in training} & {path.resolve() for path in held_out}

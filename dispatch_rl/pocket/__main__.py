@@ -14,6 +14,9 @@ def main(argv: Sequence[str]) -> None:
     recipe = cli.build(Recipe, parser, namespace)
     if missing := [folder for folder in recipe.folders if not folder.is_dir()]:
         raise UserError(f"folders: there is no folder {missing[0]}")
+    for name in ("target/tokenizer.json", "TRAINING.md"):
+        if recipe.init is not None and not (recipe.init / name).is_file():
+            raise UserError(f"init: {recipe.init} is no family of this command; it has no {name}")
 
     from transformers import PreTrainedTokenizerFast
 
@@ -26,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     recipe.output.mkdir(parents=True, exist_ok=True)
     _keep_recipe(recipe, parser.dump(namespace))
     files = [*stdlib.training_files(), *folder_files(recipe.folders)]
-    kept = recipe.output / "target"
+    kept = (recipe.init or recipe.output) / "target"
     if (kept / "tokenizer.json").exists():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(kept)
     else:

@@ -4,7 +4,7 @@ Run ``python -m dispatch_rl.pocket.card`` for the family that ships with the pac
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,17 +58,17 @@ def card_text(figures: "FamilyFigures", training: str) -> str:
 
     lines = ["# Pocket family", "", _INTRODUCTION.format(kinds=len(KINDS), training=training)]
     lines += [
-        f"Held out: {figures.problems} problems, {figures.path_tokens} tokens of the target's own reasoning at temperature 0.6. "
-        f"Median entropy along it: **{figures.median_entropy_nats:.4f} nats**.",
+        f"Held out: {figures.problems} problems; the target's own text at temperature 0.6, {_by_kind(figures.path_tokens, 'd')} tokens. "
+        f"Median entropy along it: {_by_kind(figures.median_entropies_nats, '.4f')} nats.",
         "",
-        "| model | parameters | reasoning loss | code loss | problems solved | one-token cost | tokens missed |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| model | parameters | reasoning loss | code loss | problems solved | one-token cost | missed, reasoning | missed, code |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, model in sorted(figures.models.items(), key=lambda item: item[1].parameters):
-        missed = "" if model.missed is None else f"{model.missed:.3f}"
+        missed = [f"{model.missed[kind]:.3f}" if model.missed else "" for kind in ("reasoning", "code")]
         lines.append(
             f"| {name} | {model.parameters / 1e6:.2f} M | {model.reasoning_loss:.3f} | {model.code_loss:.3f} "
-            f"| {model.solved_share:.1%} | {model.relative_cost:.2f} | {missed} |"
+            f"| {model.solved_share:.1%} | {model.relative_cost:.2f} | {' | '.join(missed)} |"
         )
     lines += [
         "",
@@ -84,6 +84,10 @@ def card_text(figures: "FamilyFigures", training: str) -> str:
     for kind in figures.models["target"].solved:
         lines.append(f"| {kind} | " + " | ".join(f"{figures.models[name].solved[kind]:.0%}" for name in names) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _by_kind(values: Mapping[str, float], form: str) -> str:
+    return ", ".join(f"{kind} {value:{form}}" for kind, value in values.items())
 
 
 def training_text(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """What a pocket family can do, measured on text that no model of it has seen."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -22,8 +22,11 @@ from dispatch_rl.pocket import stdlib
 from dispatch_rl.pocket.reasoning import KINDS, LEVELS, Problem, is_held_out, make_problem, problems, stated_answer
 
 _WINDOW = 512
+_PROMPT = 96
 _BATCH = 64
 _NEW_TOKENS = 480
+_PATH_TOKENS = {"reasoning": _NEW_TOKENS, "code": 128}
+"""Tokens of a text of the target's own at most, by kind of text."""
 TEMPERATURE = 0.6
 
 
@@ -40,8 +43,8 @@ class ModelFigures:
     """Share of held-out problems with the exact answer, greedy, by kind."""
     relative_cost: float
     """One-token forward pass, as a share of the target's."""
-    missed: float | None
-    """Share of the tokens of the target's reasoning that the student fails to match at temperature 0.6, Gumbel-coupled."""
+    missed: dict[str, float]
+    """Share of the tokens of the target's own text that the student fails to match, by kind of text; empty for the target."""
 
     @property
     def solved_share(self) -> float:
@@ -54,18 +57,18 @@ class FamilyFigures:
     """A family: its models and the target's entropy."""
 
     models: dict[str, ModelFigures]
-    median_entropy_nats: float
-    """Median of the target's entropy along its own reasoning at temperature 0.6."""
+    median_entropies_nats: dict[str, float]
+    """Median of the target's entropy along its own text at temperature 0.6, by kind of text."""
     problems: int
     """Problems that were solved or not."""
-    path_tokens: int
-    """Tokens over which entropies and matches were counted."""
+    path_tokens: dict[str, int]
+    """Tokens over which entropies and matches were counted, by kind of text."""
 
 
 def measure(family: Family, problems_per_kind: int = 20, paths: int = 60) -> FamilyFigures:
     """Measure every model of ``family``."""
     exam = held_out_exam(problems_per_kind)
-    texts, entropies = reasoning_paths(family, paths)
+    texts = {kind: target_paths(family, kind, paths) for kind in _PATH_TOKENS}
     models = {"target": family.target, **family.students}
     costs = relative_costs(models)
     figures = {
@@ -75,11 +78,12 @@ def measure(family: Family, problems_per_kind: int = 20, paths: int = 60) -> Fam
             code_loss=code_loss(model, family),
             solved=solved_shares(model, family, exam),
             relative_cost=costs[name],
-            missed=None if name == "target" else missed_share(model, texts),
+            missed={} if name == "target" else {kind: missed_share(model, own) for kind, (own, _) in texts.items()},
         )
         for name, model in models.items()
     }
-    return FamilyFigures(figures, median(entropies), len(exam), sum(len(path) for _, path in texts))
+    medians = {kind: median(entropies) for kind, (_, entropies) in texts.items()}
+    return FamilyFigures(figures, medians, len(exam), {kind: sum(len(path) for _, path in own) for kind, (own, _) in texts.items()})
 
 
 def held_out_exam(per_kind: int) -> list[Problem]:
@@ -116,13 +120,17 @@ def reasoning_loss(model: CachedModel, family: Family, exam: Sequence[Problem]) 
 def code_loss(model: CachedModel, family: Family) -> float:
     """Return the mean cross-entropy of windows of held-out modules (nats per token)."""
     losses: list[float] = []
+    for window in _code_windows(family):
+        logits = _teacher_forced(model, window)[:-1]
+        losses.append(float(F.cross_entropy(logits, torch.tensor(window[1:], device=model.device))))
+    return sum(losses) / len(losses)
+
+
+def _code_windows(family: Family) -> Iterator[list[int]]:
     for path in stdlib.held_out_files():
         tokens = family.encode(stdlib.read_text(path))
         for start in range(0, len(tokens) - _WINDOW, _WINDOW)[:4] if len(tokens) > _WINDOW else ():
-            window = tokens[start : start + _WINDOW]
-            logits = _teacher_forced(model, window)[:-1]
-            losses.append(float(F.cross_entropy(logits, torch.tensor(window[1:], device=model.device))))
-    return sum(losses) / len(losses)
+            yield tokens[start : start + _WINDOW]
 
 
 def solved_shares(model: CachedModel, family: Family, exam: Sequence[Problem]) -> dict[str, float]:
@@ -144,17 +152,22 @@ def _greedy_texts(model: CachedModel, family: Family, batch: Sequence[Problem]) 
     return family.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def reasoning_paths(family: Family, count: int) -> tuple[list[tuple[list[int], list[int]]], list[float]]:
-    """Return prompts with the target's own texts at temperature 0.6 (seed = number of the text), and its entropies along them."""
+def target_paths(family: Family, kind: str, count: int) -> tuple[list[tuple[list[int], list[int]]], list[float]]:
+    """Return held-out prompts with the target's own texts at temperature 0.6 (seed = number of the text), and its entropies along them."""
     paths, entropies = [], []
-    for seed, problem in enumerate(islice(problems(7, held_out=True), count)):
-        prompt = family.encode(problem.prompt)
-        session = DecodingSession(family, prompt, Sampling(TEMPERATURE, seed=seed), _NEW_TOKENS)
+    for seed, prompt in enumerate(islice(_held_out_prompts(family, kind), count)):
+        session = DecodingSession(family, prompt, Sampling(TEMPERATURE, seed=seed), _PATH_TOKENS[kind])
         while not session.finished:
             session.step(Arm(NONE))
         paths.append((prompt, session.text_tokens))
         entropies += [entropy for record in session.rounds for entropy in record.entropies_nats]
     return paths, entropies
+
+
+def _held_out_prompts(family: Family, kind: str) -> Iterator[list[int]]:
+    if kind == "reasoning":
+        return (family.encode(problem.prompt) for problem in problems(7, held_out=True))
+    return (window[:_PROMPT] for window in _code_windows(family))
 
 
 def missed_share(student: CachedModel, paths: Sequence[tuple[list[int], list[int]]]) -> float:

@@ -20,22 +20,38 @@ def publish(models: dict[str, Qwen2ForCausalLM], tokenizer: PreTrainedTokenizerF
 
 def training_text(recipe: Recipe) -> str:
     """Return a paragraph on sizes, data and tokens seen."""
+    before = _first_steps(recipe) if recipe.init is None else (recipe.init / "TRAINING.md").read_text().strip()
+    return f"{before} {_last_steps(recipe)}\n"
+
+
+def _first_steps(recipe: Recipe) -> str:
     settings = recipe.optimisation
-    step_tokens = recipe.batch_rows * recipe.window
     stride_rows = len(range(0, recipe.batch_rows, settings.student_stride))
     beside_tokens = (settings.steps - settings.alone_steps) * stride_rows * recipe.window
-    grown = [name for name, size in recipe.students.items() if recipe.is_grown(size)]
     sizes = ", ".join(
         f"{name} {size.layers} layers of {size.hidden_size}" for name, size in {**recipe.students, "target": recipe.target}.items()
     )
-    last = f"After that {' and '.join(grown)} began as a selection of its layers and was distilled for {settings.last_steps} steps "
     return (
-        f"Windows of {recipe.window} tokens, {recipe.batch_rows} a step, {recipe.reasoning_share:.0%} reasoning, the library of Python "
-        f"{platform.python_version()} for the rest. The target learned for {settings.steps} steps "
-        f"({settings.steps * step_tokens / 1e6:.1f} M tokens), alone for the first {settings.alone_steps}; from then on the other students "
-        f"learned beside it ({beside_tokens / 1e6:.1f} M tokens), distilled from it "
-        f"(weight {settings.distillation} of KL(p_target || q_student), the rest cross-entropy). "
-        + (f"{last}({settings.last_steps * step_tokens / 1e6:.1f} M tokens). " if grown else "")
-        + f"Sizes: {sizes}; vocabulary of {recipe.vocab_size} byte-level BPE tokens, digits single. Muon for matrices, AdamW for the rest. "
-        f"Weights in {recipe.dtype}.\n"
+        f"Sizes: {sizes}; vocabulary of {recipe.vocab_size} byte-level BPE tokens, digits single. Muon for matrices, AdamW for the rest. "
+        f"Weights in {recipe.dtype}. Windows of {recipe.window} tokens, {recipe.batch_rows} a step, {recipe.reasoning_share:.0%} "
+        f"reasoning, the library of Python {platform.python_version()} for the rest. The target learned for {settings.steps} steps "
+        f"({_millions(recipe, settings.steps)}), alone for the first {settings.alone_steps}; from then on the students that are not of its "
+        f"width learned beside it ({beside_tokens / 1e6:.1f} M tokens), distilled from it (weight {settings.distillation} of "
+        f"KL(p_target || q_student), the rest cross-entropy)."
     )
+
+
+def _last_steps(recipe: Recipe) -> str:
+    settings = recipe.optimisation
+    grown = [] if recipe.init else [name for name, size in recipe.students.items() if recipe.is_grown(size)]
+    began = f" {' and '.join(grown)} began as a selection of its layers." if grown else ""
+    temperatures = " and ".join(f"{temperature:g}" for temperature in settings.last_temperatures)
+    return (
+        f"{'Then' if recipe.init else 'After that'} all students were distilled from the finished target for {settings.last_steps} steps "
+        f"({_millions(recipe, settings.last_steps)}, {settings.last_reasoning_share:.0%} reasoning), by the divergence at temperatures "
+        f"{temperatures} alone.{began}"
+    )
+
+
+def _millions(recipe: Recipe, steps: int) -> str:
+    return f"{steps * recipe.batch_rows * recipe.window / 1e6:.1f} M tokens"

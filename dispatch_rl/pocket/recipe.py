@@ -31,8 +31,12 @@ class Optimisation:
     """First steps, at the full rate, in which the target learns alone."""
     joint_rate: float = 0.3
     """Share of the full rate at which the students join; from there it falls linearly to zero."""
-    last_steps: int = 900
-    """Steps after the target is finished, in which students of its width begin as a selection of its layers and are distilled."""
+    last_steps: int = 2100
+    """Steps after the target is finished, in which all students are distilled from it; those of its width begin as some of its layers."""
+    last_reasoning_share: float = 0.34
+    """Share of the windows with generated problems in the last steps."""
+    last_temperatures: tuple[float, ...] = (1.0, 0.6)
+    """Temperatures at which a student is to agree with the target in the last steps; low ones teach it what is likely."""
     matrix_learning_rate: float = 0.008
     """Muon's full learning rate, scaled to AdamW's update size."""
     vector_learning_rate: float = 0.004
@@ -40,7 +44,7 @@ class Optimisation:
     weight_decay: float = 0.02
     """Decoupled weight decay of the matrices."""
     distillation: float = 0.8
-    """Weight of a student's divergence from the target; the rest is cross-entropy on the text."""
+    """Weight of a student's divergence from the target until the target is finished; the rest is cross-entropy on the text."""
     student_stride: int = 2
     """Students that learn beside the target learn from every n-th window of a batch."""
     initializer_range: float = 0.06
@@ -53,6 +57,8 @@ class Recipe:
 
     output: Path = Path("runs/pocket-family")
     """Folder of the family; also where a killed training is resumed from."""
+    init: Path | None = None
+    """A finished family to begin with, with the recipe's sizes; only the last steps are done, and its students go on as they are."""
     seed: int = 0
     """Seed of the initial weights and of the order of the text."""
     vocab_size: int = 2048

@@ -1,22 +1,24 @@
 """Training of a family: the target learns from text, the students from text and from the target as it learns.
 
 First the target learns alone; then narrower students learn beside it from the same batches, so that its forward pass serves as teacher
-at no extra cost; last, when the target is finished, students of its own width begin as a selection of its layers and are distilled. A
-step is a pure function of the parameters, the optimisers' state and the step number; a killed training therefore resumes exactly.
+at no extra cost; last, when the target is finished, students of its own width begin as a selection of its layers and all are distilled.
+A step is a pure function of the parameters, the optimisers' state and the step number; a killed training therefore resumes exactly.
 """
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from dispatch_rl.errors import UserError
 from dispatch_rl.pocket.checkpoint import Checkpoint, Models
 from dispatch_rl.pocket.corpus import Corpus
+from dispatch_rl.pocket.losses import joint_losses, last_losses
 from dispatch_rl.pocket.recipe import ModelSize, Optimisation, Recipe
 
 
@@ -44,6 +46,24 @@ def build_models(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Models:
     torch.manual_seed(recipe.seed)
     sizes = {"target": recipe.target, **recipe.students}
     return {name: build_model(size, recipe, tokenizer) for name, size in sizes.items()}
+
+
+def load_models(recipe: Recipe, folder: Path) -> Models:
+    """Return the target and the students of a finished family.
+
+    Raises:
+        UserError: One of them is not there, or has another size than in the recipe.
+    """
+    models = {}
+    for name, size in {"target": recipe.target, **recipe.students}.items():
+        if not (folder / name / "config.json").is_file():
+            raise UserError(f"init: there is no model {folder / name}")
+        models[name] = model = Qwen2ForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
+        shape = model.config
+        found = ModelSize(shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads, shape.intermediate_size)
+        if found != size:
+            raise UserError(f"init: {folder / name} is {found}; the recipe has {size}")
+    return models
 
 
 def learning_rate_factor(step: int, first: int, end: int, optimisation: Optimisation) -> float:
@@ -84,27 +104,6 @@ def build_optimisers(models: Models, optimisation: Optimisation) -> list[torch.o
     return [muon, adamw]
 
 
-def family_losses(models: nn.ModuleDict, tokens: Tensor, distillation: float, student_stride: int, target_learns: bool) -> Tensor:
-    """Return the losses of the models that learn ``[models]`` on ``tokens [rows, window + 1]``, the target's first if it learns.
-
-    A student minimises ``(1 - w) * cross-entropy + w * KL(p_target || q_student)`` on every ``student_stride``-th row; no
-    gradient reaches the target through it.
-    """
-    with torch.set_grad_enabled(target_learns):
-        logits = models["target"](tokens[:, :-1], use_cache=False).logits.float()
-    losses = [F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())] if target_learns else []
-    log_p_target = logits.detach()[::student_stride].flatten(0, 1).log_softmax(-1)
-    inputs, labels = tokens[::student_stride, :-1], tokens[::student_stride, 1:].flatten()
-    for name, student in models.items():
-        if name == "target":
-            continue
-        log_q = student(inputs, use_cache=False).logits.float().flatten(0, 1).log_softmax(-1)
-        cross_entropy = F.nll_loss(log_q, labels)
-        divergence = F.kl_div(log_q, log_p_target, reduction="batchmean", log_target=True)
-        losses.append((1 - distillation) * cross_entropy + distillation * divergence)
-    return torch.stack(losses)
-
-
 @dataclass(frozen=True)
 class Group:
     """Models that learn together, from step ``first`` until before step ``end``."""
@@ -123,12 +122,14 @@ class FamilyTrainer:
         self.recipe = recipe
         self.corpus = corpus
         self.device = _device(recipe.device)
-        self.models = build_models(recipe, tokenizer)
+        self.models = build_models(recipe, tokenizer) if recipe.init is None else load_models(recipe, recipe.init)
         nn.ModuleDict(self.models).to(self.device)
         self._groups = self._build_groups()
-        self._losses_of = torch.compile(family_losses) if recipe.compile else family_losses
+        self._joint_losses = torch.compile(joint_losses) if recipe.compile else joint_losses
+        self._last_losses = torch.compile(last_losses) if recipe.compile else last_losses
         self._checkpoint = Checkpoint(recipe.output)
-        self.step = self._checkpoint.restore(self.models, self._optimisers)
+        begin = 0 if recipe.init is None else recipe.optimisation.steps
+        self.step = self._checkpoint.restore(self.models, self._optimisers) or begin
 
     @property
     def total_steps(self) -> int:
@@ -137,23 +138,31 @@ class FamilyTrainer:
 
     def train_step(self) -> dict[str, Tensor]:
         """Do one step and return the loss of every model that learned, still on the device."""
-        settings, target = self.recipe.optimisation, self.models["target"]
+        settings = self.recipe.optimisation
         learning = [group for group in self._groups if group.first <= self.step < group.end]
-        if self.step == settings.steps:
-            for model in learning[0].models.values():
-                start_from_layers_of(target, model)
-        target_learns = self.step < settings.steps
-        batch = self.corpus.batch(self.step, self.recipe.batch_rows, self.recipe.reasoning_share)
-        models = nn.ModuleDict({"target": target} | {name: model for group in learning for name, model in group.models.items()})
-        with torch.autocast(self.device.type, torch.bfloat16):
-            tokens = torch.from_numpy(batch).to(self.device)
-            stride = settings.student_stride if target_learns else 1
-            losses = self._losses_of(models, tokens, settings.distillation, stride, target_learns)
+        if self.step == settings.steps and self.recipe.init is None:
+            for name, size in self.recipe.students.items():
+                if self.recipe.is_grown(size):
+                    start_from_layers_of(self.models["target"], self.models[name])
+        names = [name for group in learning for name in group.models]
+        losses = self._losses(names)
         losses.sum().backward()
         for group in learning:
             self._update(group)
         self.step += 1
-        return dict(zip([name for group in learning for name in group.models], losses.detach(), strict=True))
+        return dict(zip(names, losses.detach(), strict=True))
+
+    def _losses(self, names: Sequence[str]) -> Tensor:
+        """Return the losses of the models that learn in this step."""
+        settings, recipe = self.recipe.optimisation, self.recipe
+        last = self.step >= settings.steps
+        share = settings.last_reasoning_share if last else recipe.reasoning_share
+        tokens = torch.from_numpy(self.corpus.batch(self.step, recipe.batch_rows, share)).to(self.device)
+        models = nn.ModuleDict({name: self.models[name] for name in dict.fromkeys(["target", *names])})
+        with torch.autocast(self.device.type, torch.bfloat16):
+            if last:
+                return self._last_losses(models, tokens, settings.last_temperatures)
+            return self._joint_losses(models, tokens, settings.distillation, settings.student_stride)
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -164,14 +173,13 @@ class FamilyTrainer:
         return [optimiser for group in self._groups for optimiser in group.optimisers]
 
     def _build_groups(self) -> list[Group]:
-        """Return the target, the students that learn beside it, and those that begin as a selection of its layers."""
-        settings, recipe = self.recipe.optimisation, self.recipe
-        grown = [name for name, size in recipe.students.items() if recipe.is_grown(size)]
-        beside = [name for name in recipe.students if name not in grown]
+        """Return the target, the students that learn beside it, and all students once it is finished."""
+        settings, students = self.recipe.optimisation, self.recipe.students
+        beside = [name for name, size in students.items() if not self.recipe.is_grown(size)]
         spans = [
             (["target"], 0, settings.steps),
             (beside, settings.alone_steps, settings.steps),
-            (grown, settings.steps, settings.steps + settings.last_steps),
+            (list(students), settings.steps, settings.steps + settings.last_steps),
         ]
         groups = []
         for names, first, end in spans:
