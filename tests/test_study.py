@@ -90,14 +90,19 @@ def test_everybody_is_compared_in_replay_and_live(rows: list[Row]) -> None:
 
 
 def test_learners_are_measured_against_their_rivals_in_pairs(rows: list[Row]) -> None:
-    """The ratio is that of the latencies, and its interval is around it."""
+    """The ratio is that of the latencies, and its interval is around it; that of all texts is between those of their kinds."""
     for mode in ("replay", "live"):
         latency = {row["policy"]: row["latency_ms_per_token"] for row in of(rows, "policies", mode)}
         ratios = of(rows, "policies, ratios", mode)
         assert {(row["policy"], row["baseline"]) for row in ratios} == {(a, b) for a in ("ppo", "policy_iteration") for b in RIVALS}
+        assert all(row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in ratios)
         for row in ratios:
-            assert row["ratio"] == pytest.approx(latency[row["policy"]] / latency[row["baseline"]])
-            assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+            if row["kind"] is None:
+                assert row["ratio"] == pytest.approx(latency[row["policy"]] / latency[row["baseline"]])
+                pair = [r for r in ratios if r["kind"] is not None and (r["policy"], r["baseline"]) == (row["policy"], row["baseline"])]
+                assert {r["kind"] for r in pair} == {"reasoning", "code"}
+                assert min(r["ratio"] for r in pair) <= row["ratio"] <= max(r["ratio"] for r in pair)
+                assert sum(r["num_texts"] for r in pair) == row["num_texts"]
 
 
 def test_students_alone(rows: list[Row]) -> None:

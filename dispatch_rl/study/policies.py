@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from types import MappingProxyType
+
+import numpy as np
 
 from dispatch_rl.comparison import Comparison
 from dispatch_rl.contest import Task, check_decodable, compare_live
@@ -98,12 +101,13 @@ def _decoded(study: Study, data: Data, family: Family, policies: Mapping[str, Po
 def _told(
     found: Comparison, table: str, data: Data, spreads: Row, learners: Mapping[str, Sequence[Trial]], rivals: Sequence[str]
 ) -> list[Row]:
-    seed, about = found.seed, {"temperature": data.temperature, "mode": found.mode}
     rows = [{"table": table, "temperature": data.temperature, **row, **spreads.get(row["policy"], {})} for row in found.rows()]
-    for learner in learners:
-        for rival in rivals:
-            if rival in found.results:
-                times = ratio(found.results[learner].times_ms, found.results[rival].times_ms, seed)
-                between = {"policy": learner, "baseline": rival, **times, "num_texts": found.num_texts}
-                rows.append({"table": f"{table}, ratios", **about, **between, "device": found.device, "seed": seed})
+    world = data.world("test")
+    kinds = np.array([world.traces.kind(int(text)) for text in world.texts[: found.num_texts]])
+    groups = {None: np.ones(len(kinds), dtype=bool)} | {kind: kinds == kind for kind in dict.fromkeys(kinds) if (kinds != kind).any()}
+    for learner, rival, (kind, there) in product(learners, (name for name in rivals if name in found.results), groups.items()):
+        mine, others = (found.results[name].times_ms[there] for name in (learner, rival))
+        about = {"table": f"{table}, ratios", "temperature": data.temperature, "mode": found.mode, "policy": learner, "baseline": rival}
+        told = {"kind": kind, "num_texts": int(there.sum()), "device": found.device, "seed": found.seed}
+        rows.append({**about, **told, **ratio(mine, others, found.seed)})
     return rows

@@ -43,11 +43,13 @@ def policies(rows: Sequence[Row]) -> str:
 
 
 def ratios(rows: Sequence[Row]) -> str:
-    """Return the ratios of learners to their rivals, replay and live side by side."""
+    """Return the ratios of learners to their rivals, replay and live side by side, on all texts and on those of each kind."""
     pairs = dict.fromkeys((row["policy"], row["baseline"]) for row in rows)
-    found = {(row["policy"], row["baseline"], row["mode"]): row for row in rows}
-    lines = [[f"{a} / {b}", *(_ratio(found.get((a, b, mode))) for mode in ("replay", "live"))] for a, b in pairs]
-    return markdown(["latency ratio", "replay (95 %)", "live (95 %)"], lines)
+    columns = [(kind, mode) for kind in dict.fromkeys(row["kind"] for row in rows) for mode in ("replay", "live")]
+    found = {(row["policy"], row["baseline"], row["kind"], row["mode"]): row for row in rows}
+    lines = [[f"{a} / {b}", *(_ratio(found.get((a, b, *column))) for column in columns)] for a, b in pairs]
+    titles = [f"{mode} (95 %)" if kind is None else f"{kind}, {mode}" for kind, mode in columns]
+    return markdown(["latency ratio", *titles], lines)
 
 
 def features(rows: Sequence[Row]) -> str:
