@@ -6,8 +6,8 @@ import torch
 from dispatch_rl.decoding import device_sampling, session
 from dispatch_rl.decoding.arms import Arm
 from dispatch_rl.decoding.device_sampling import DeviceSampler, make_sampler
-from dispatch_rl.decoding.drafting import Sampler
 from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.sampler import Sampler
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.kernels import operations

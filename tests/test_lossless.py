@@ -10,7 +10,7 @@ import torch
 
 from dispatch_rl.config import PromptConfig
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
-from dispatch_rl.decoding.drafting import DraftToken
+from dispatch_rl.decoding.drafts import DraftToken
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
@@ -135,13 +135,13 @@ def test_the_context_limit_is_exact(other: Family) -> None:
 
 def test_losslessness_can_fail(pocket: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """Accepting one token too many makes the comparison red."""
-    from dispatch_rl.decoding import drafting
+    from dispatch_rl.decoding import sampler
 
     def generous(scores: torch.Tensor, drafted: torch.Tensor) -> tuple[int, int]:
         accepted, following = verify_exact(scores, drafted)
         return min(accepted + 1, len(drafted)), following
 
-    monkeypatch.setattr(drafting, "verify_exact", generous)
+    monkeypatch.setattr(sampler, "verify_exact", generous)
     prompt = next(prompts(PromptConfig(), pocket, "test", seed=3)).tokens
     session = decode(pocket, prompt, Sampling(1.0, seed=1), 60, lambda s: s.step(Arm("small", 6)))
     assert session.text_tokens != own_text(pocket, prompt, session.text_tokens, Sampling(1.0, seed=1))

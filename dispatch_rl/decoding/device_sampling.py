@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from dispatch_rl.decoding.arms import Arm
-from dispatch_rl.decoding.drafting import DraftToken, Gap, Judgement, Sampler
+from dispatch_rl.decoding.drafts import DraftToken, Gap, Judgement
 from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.programs import Chosen
+from dispatch_rl.decoding.sampler import Sampler
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.static import Choice, Told
 from dispatch_rl.kernels.entropy import RowStatistics

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dispatch_rl.decoding.drafting import DraftToken, Sampler
+from dispatch_rl.decoding.drafts import DraftToken
 from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.sampler import Sampler
 from dispatch_rl.kernels.entropy import RowStatistics
 
 

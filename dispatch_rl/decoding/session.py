@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
 from dispatch_rl.decoding.device_sampling import make_sampler
-from dispatch_rl.decoding.drafting import DraftToken, Gap
+from dispatch_rl.decoding.drafts import DraftToken, Gap
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.features import FeatureTracker
 from dispatch_rl.decoding.judging import judge

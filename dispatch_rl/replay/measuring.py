@@ -16,10 +16,10 @@ import torch
 
 from dispatch_rl.config import DecodingConfig, ProfilingConfig
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
-from dispatch_rl.decoding.drafting import Sampler
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.graphs import capture_graphs
 from dispatch_rl.decoding.loop import warm_up
+from dispatch_rl.decoding.sampler import Sampler
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.replay.fingerprint import family_fingerprint
 from dispatch_rl.replay.measured_texts import MeasuredTexts
