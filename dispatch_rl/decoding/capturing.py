@@ -36,22 +36,45 @@ class CudaGraphs:
         self._one = torch.zeros(1, device=device)
         self._first: Program | None = None
         """Does nothing of use: a pool that has lost its last graph takes no other, so this one stays."""
+        self._failed: list[torch.cuda.CUDAGraph] = []
+        """Captures that came to nothing; an allocator may still ask them what it is to record."""
 
     def capture(self, body: Callable[[], None]) -> Program:
         # A capture that fails leaves its stream the current one; here the old one comes back.
         with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
             if self._first is None:
-                self._first = self._captured(lambda: self._one.zero_())
-            self._stream.wait_stream(torch.cuda.current_stream())
+                # What the first capture makes for random numbers must be good for captures outside of inference too.
+                with torch.inference_mode(False):
+                    self._first = self._captured(lambda: self._one.zero_())
+            self._warm_up(body)
+            return self._captured(body)
+
+    def _warm_up(self, body: Callable[[], None]) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        try:
             with torch.cuda.stream(self._stream):
                 for _ in range(_WARM_UPS):
                     body()
+        finally:
             torch.cuda.current_stream().wait_stream(self._stream)
-            return self._captured(body)
 
     def _captured(self, body: Callable[[], object]) -> Program:
         graph = torch.cuda.CUDAGraph()
-        # What other threads do meanwhile, such as watching the GPU, must not end the capture.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            body()
+        try:
+            # What other threads do meanwhile, such as watching the GPU, must not end the capture.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                body()
+        except Exception as error:
+            self._give_up(graph)
+            # What ended the capture says more than that it ended.
+            raise error.__context__ if isinstance(error.__context__, Exception) else error  # noqa: B904
         return graph
+
+    def _give_up(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Leave the pool to the graphs that have it, and go on with another, if torch (2.11 at least) still records into it."""
+        try:
+            torch._C._cuda_endAllocateToPool(self._one.get_device(), self._pool)
+        except RuntimeError:
+            return  # torch has ended it itself
+        self._failed.append(graph)
+        self._pool, self._first = torch.cuda.graph_pool_handle(), None
