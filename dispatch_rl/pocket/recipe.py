@@ -23,7 +23,7 @@ class ModelSize:
 class Optimisation:
     """How the weights move: Muon for matrices, AdamW for embeddings, norms and biases."""
 
-    steps: int = 4100
+    steps: int = 4600
     """Optimiser steps of the target."""
     warmup_steps: int = 60
     """Steps over which the learning rate rises from zero, for the target and again for the students."""
@@ -31,7 +31,7 @@ class Optimisation:
     """First steps, at the full rate, in which the target learns alone."""
     joint_rate: float = 0.3
     """Share of the full rate at which the students join; from there it falls linearly to zero."""
-    last_steps: int = 2100
+    last_steps: int = 2500
     """Steps after the target is finished, in which all students are distilled from it; those of its width begin as some of its layers."""
     last_reasoning_share: float = 0.34
     """Share of the windows with generated problems in the last steps."""
