@@ -94,11 +94,12 @@ def test_the_offline_run_holds_the_history(tracked: tuple[Path, str, Path]) -> N
 
 
 def test_the_summary_is_about_the_best_policy(tracked: tuple[Path, str, Path]) -> None:
-    """So that a sweep compares runs by what they yield, not by where they happened to end."""
-    run, _, _ = tracked
+    """So that a sweep compares runs by what they yield, not by where they ended; a fixed arm that is kept instead is faster yet."""
+    run, output, _ = tracked
     kept = wandb_files.summary(offline_folder(run))
     best = min(line["validation_latency_ms_per_token"] for line in lines(run) if "validation_latency_ms_per_token" in line)
-    assert kept["validation/latency_ms_per_token"] == best
+    assert kept["validation/latency_ms_per_token"] <= best
+    assert (kept["validation/latency_ms_per_token"] < best) == ("which is kept instead" in output)
     (row,) = [row for row in json.loads((run / "evaluation.json").read_text()) if row["policy"] == "learned"]
     assert kept["test_replay/latency_ms_per_token"] == row["latency_ms_per_token"]
 
