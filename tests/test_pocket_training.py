@@ -3,7 +3,6 @@
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,15 +137,14 @@ def test_the_last_steps_have_their_own_share_of_problems(tmp_path: Path, monkeyp
 
 
 def published(trained: FamilyTrainer, folder: Path) -> Path:
-    """Return the folder of a family as the recipe writes it."""
-    publish(trained.models, TOKENIZER, replace(trained.recipe, output=folder))
+    """Return the folder of a family as the recipe writes it, which leaves the models as they are."""
+    publish(deepcopy(trained.models), TOKENIZER, replace(trained.recipe, output=folder))
     return folder
 
 
 def test_students_of_a_finished_family_go_on(tmp_path: Path, uninterrupted: FamilyTrainer) -> None:
     """Begun with a family, only the last steps are done: its students move, from where they were, and its target does not; resumed too."""
-    models = {name: deepcopy(model) for name, model in uninterrupted.models.items()}
-    family = published(SimpleNamespace(models=models, recipe=uninterrupted.recipe), tmp_path / "family")  # type: ignore[arg-type]
+    family = published(uninterrupted, tmp_path / "family")
     (tmp_path / "on").mkdir()
     settings = replace(uninterrupted.recipe, init=family, output=tmp_path / "on")
     trained = FamilyTrainer(settings, TOKENIZER, CORPUS)
@@ -170,8 +168,7 @@ def test_students_of_a_finished_family_go_on(tmp_path: Path, uninterrupted: Fami
 
 def test_a_family_to_begin_with_has_the_sizes_of_the_recipe(tmp_path: Path, uninterrupted: FamilyTrainer) -> None:
     """A model that is missing, or has another size, is named."""
-    models = {name: deepcopy(model) for name, model in uninterrupted.models.items()}
-    family = published(SimpleNamespace(models=models, recipe=uninterrupted.recipe), tmp_path / "family")  # type: ignore[arg-type]
+    family = published(uninterrupted, tmp_path / "family")
     for students, said in (({"other": WIDE}, "no model .*other"), ({"small": replace(SMALL, layers=2)}, "small is .*layers=1.*layers=2")):
         with pytest.raises(UserError, match=f"^init: .*{said}"):
             FamilyTrainer(replace(uninterrupted.recipe, init=family, students=students), TOKENIZER, CORPUS)

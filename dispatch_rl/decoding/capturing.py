@@ -64,10 +64,9 @@ class CudaGraphs:
             # What other threads do meanwhile, such as watching the GPU, must not end the capture.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 body()
-        except Exception as error:
+        except Exception:
             self._give_up(graph)
-            # What ended the capture says more than that it ended.
-            raise error.__context__ if isinstance(error.__context__, Exception) else error  # noqa: B904
+            raise
         return graph
 
     def _give_up(self, graph: torch.cuda.CUDAGraph) -> None:

@@ -1,4 +1,4 @@
-"""Train a family of small models from scratch: ``python -m dispatch_rl.pocket --config configs/pocket-recipe.yaml``."""
+"""Train a family of small models, or its students further: ``python -m dispatch_rl.pocket --config configs/pocket-recipe.yaml``."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,14 @@ from dispatch_rl import cli
 from dispatch_rl.errors import UserError
 from dispatch_rl.pocket.recipe import Recipe
 
+_DESCRIPTION = "Train a target and its students from scratch, or, with --init, distil the students of a finished family further."
+
 
 def main(argv: Sequence[str]) -> None:
     """Train, publish and measure a family; what a killed run has done is not done again."""
-    parser = cli.make_parser(Recipe, "pocket", "Train a target and its students from scratch.")
+    parser = cli.make_parser(
+        Recipe, "pocket", "Train a target and its students from scratch, or, with --init, distil the students of a finished family further."
+    )
     namespace = cli.parse(parser, argv)
     recipe = cli.build(Recipe, parser, namespace)
     if missing := [folder for folder in recipe.folders if not folder.is_dir()]:

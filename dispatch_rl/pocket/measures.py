@@ -22,9 +22,10 @@ from dispatch_rl.pocket import stdlib
 from dispatch_rl.pocket.reasoning import KINDS, LEVELS, Problem, is_held_out, make_problem, problems, stated_answer
 
 _WINDOW = 512
-_PROMPT = 96
 _BATCH = 64
 _NEW_TOKENS = 480
+_CODE_PROMPT = 96
+"""Tokens of a window of code that the target goes on from."""
 _PATH_TOKENS = {"reasoning": _NEW_TOKENS, "code": 128}
 """Tokens of a text of the target's own at most, by kind of text."""
 TEMPERATURE = 0.6
@@ -167,7 +168,7 @@ def target_paths(family: Family, kind: str, count: int) -> tuple[list[tuple[list
 def _held_out_prompts(family: Family, kind: str) -> Iterator[list[int]]:
     if kind == "reasoning":
         return (family.encode(problem.prompt) for problem in problems(7, held_out=True))
-    return (window[:_PROMPT] for window in _code_windows(family))
+    return (window[:_CODE_PROMPT] for window in _code_windows(family))
 
 
 def missed_share(student: CachedModel, paths: Sequence[tuple[list[int], list[int]]]) -> float:

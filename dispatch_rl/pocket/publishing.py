@@ -43,7 +43,7 @@ def _first_steps(recipe: Recipe) -> str:
 
 def _last_steps(recipe: Recipe) -> str:
     settings = recipe.optimisation
-    grown = [] if recipe.init else [name for name, size in recipe.students.items() if recipe.is_grown(size)]
+    grown = [] if recipe.init else recipe.grown
     began = f" {' and '.join(grown)} began as a selection of its layers." if grown else ""
     temperatures = " and ".join(f"{temperature:g}" for temperature in settings.last_temperatures)
     return (

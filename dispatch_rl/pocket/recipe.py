@@ -96,7 +96,8 @@ class Recipe:
     threads: int = 2
     """CPU threads."""
 
-    def is_grown(self, student: ModelSize) -> bool:
-        """Whether a student has the target's width, and so begins as a selection of its layers."""
-        fewer = replace(student, layers=self.target.layers)
-        return fewer == self.target and student.layers <= self.target.layers
+    @property
+    def grown(self) -> list[str]:
+        """The students of the target's width, which begin as a selection of its layers."""
+        alike = {name: replace(self.target, layers=size.layers) == size for name, size in self.students.items()}
+        return [name for name, size in self.students.items() if alike[name] and size.layers <= self.target.layers]

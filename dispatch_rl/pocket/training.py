@@ -141,9 +141,8 @@ class FamilyTrainer:
         settings = self.recipe.optimisation
         learning = [group for group in self._groups if group.first <= self.step < group.end]
         if self.step == settings.steps and self.recipe.init is None:
-            for name, size in self.recipe.students.items():
-                if self.recipe.is_grown(size):
-                    start_from_layers_of(self.models["target"], self.models[name])
+            for name in self.recipe.grown:
+                start_from_layers_of(self.models["target"], self.models[name])
         names = [name for group in learning for name in group.models]
         losses = self._losses(names)
         losses.sum().backward()
@@ -175,7 +174,7 @@ class FamilyTrainer:
     def _build_groups(self) -> list[Group]:
         """Return the target, the students that learn beside it, and all students once it is finished."""
         settings, students = self.recipe.optimisation, self.recipe.students
-        beside = [name for name, size in students.items() if not self.recipe.is_grown(size)]
+        beside = [name for name in students if name not in self.recipe.grown]
         spans = [
             (["target"], 0, settings.steps),
             (beside, settings.alone_steps, settings.steps),

@@ -105,6 +105,11 @@ class Data:
         texts = traces.decidable[: self.texts if part == "train" else None]
         return texts if self.kinds is None else texts[np.isin([traces.kind(int(text)) for text in texts], self.kinds)]
 
+    def kinds_of(self, part: Split) -> list[str]:
+        """Return what sort of text each one of a part is that is looked at."""
+        traces = self.load(part)
+        return [traces.kind(int(text)) for text in self._chosen(part, traces)]
+
     def kinds_there(self) -> list[str]:
         """Return the kinds of text that every part has."""
         found = []

@@ -102,8 +102,7 @@ def _told(
     found: Comparison, table: str, data: Data, spreads: Row, learners: Mapping[str, Sequence[Trial]], rivals: Sequence[str]
 ) -> list[Row]:
     rows = [{"table": table, "temperature": data.temperature, **row, **spreads.get(row["policy"], {})} for row in found.rows()]
-    world = data.world("test")
-    kinds = np.array([world.traces.kind(int(text)) for text in world.texts[: found.num_texts]])
+    kinds = np.array(data.kinds_of("test")[: found.num_texts])
     groups = {None: np.ones(len(kinds), dtype=bool)} | {kind: kinds == kind for kind in dict.fromkeys(kinds) if (kinds != kind).any()}
     for learner, rival, (kind, there) in product(learners, (name for name in rivals if name in found.results), groups.items()):
         mine, others = (found.results[name].times_ms[there] for name in (learner, rival))
