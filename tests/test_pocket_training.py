@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dispatch_rl.errors import UserError
+from dispatch_rl.pocket.checkpoint import Models
 from dispatch_rl.pocket.corpus import Corpus, encode_documents
 from dispatch_rl.pocket.publishing import publish
 from dispatch_rl.pocket.recipe import ModelSize, Optimisation, Recipe
@@ -136,22 +137,26 @@ def test_the_last_steps_have_their_own_share_of_problems(tmp_path: Path, monkeyp
     assert shares == [0.67] * 4 + [0.34] * 2
 
 
-def published(trained: FamilyTrainer, folder: Path) -> Path:
+def published(models: Models, folder: Path) -> Path:
     """Return the folder of a family as the recipe writes it, which leaves the models as they are."""
-    publish(deepcopy(trained.models), TOKENIZER, replace(trained.recipe, output=folder))
+    publish(deepcopy(models), TOKENIZER, recipe(folder))
     return folder
 
 
 def test_students_of_a_finished_family_go_on(tmp_path: Path, uninterrupted: FamilyTrainer) -> None:
     """Begun with a family, only the last steps are done: its students move, from where they were, and its target does not; resumed too."""
-    family = published(uninterrupted, tmp_path / "family")
+    models = deepcopy(uninterrupted.models)
+    with torch.no_grad():
+        for p in models["small"].parameters():
+            p.add_(0.5)  # far from the target's layers, with which it once began
+    family = published(models, tmp_path / "family")
     (tmp_path / "on").mkdir()
     settings = replace(uninterrupted.recipe, init=family, output=tmp_path / "on")
     trained = FamilyTrainer(settings, TOKENIZER, CORPUS)
     before = parameters(trained)
     assert trained.step == 4
-    for key, p in parameters(uninterrupted).items():
-        assert torch.equal(before[key], p.half().float()), key
+    for name, model in models.items():
+        assert all(torch.equal(before[f"{name}.{key}"], p.half().float()) for key, p in model.named_parameters()), name
     trained.train_step()
     equal = dict(zip(before, same(before, parameters(trained)), strict=True))
     assert {key.split(".")[0] for key, value in equal.items() if not value} == {"small", "wide"}
@@ -168,7 +173,7 @@ def test_students_of_a_finished_family_go_on(tmp_path: Path, uninterrupted: Fami
 
 def test_a_family_to_begin_with_has_the_sizes_of_the_recipe(tmp_path: Path, uninterrupted: FamilyTrainer) -> None:
     """A model that is missing, or has another size, is named."""
-    family = published(uninterrupted, tmp_path / "family")
+    family = published(uninterrupted.models, tmp_path / "family")
     for students, said in (({"other": WIDE}, "no model .*other"), ({"small": replace(SMALL, layers=2)}, "small is .*layers=1.*layers=2")):
         with pytest.raises(UserError, match=f"^init: .*{said}"):
             FamilyTrainer(replace(uninterrupted.recipe, init=family, students=students), TOKENIZER, CORPUS)
