@@ -142,6 +142,33 @@ def test_another_recipe_is_not_mixed_in(made: Path, arguments: list[str], change
     assert (made / "recipe.yaml").read_text() == before
 
 
+def test_what_was_done_to_a_family_is_told_in_order(made: Path, arguments: list[str], tmp_path: Path) -> None:
+    """A family that went on, first with its target and then with students alone, tells all three trainings with their steps."""
+    begun = (made / "TRAINING.md").read_text().strip()
+    assert "The target learned for 4 steps" in begun
+    assert begun.endswith("grown began as a selection of its layers.")
+    further = [*arguments, f"--output={tmp_path}/on", f"--init={made}", "--init_step=1", "--reasoning_share=0.34"]
+    main(further)
+    on = (tmp_path / "on" / "TRAINING.md").read_text().strip()
+    assert on.startswith(begun + " Then the target learned on for 3 steps (0.0 M tokens, 34% reasoning), alone for the first 1;")
+    assert "for 2 steps" in on.removeprefix(begun)
+    main([*arguments, f"--output={tmp_path}/students", f"--init={tmp_path}/on"])
+    last = (tmp_path / "students" / "TRAINING.md").read_text().removeprefix(on)
+    assert last.startswith(" Then all students were distilled from the finished target for 2 steps")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--init_step=0"], "init_step: needs init"), (["--init_step=5"], "init_step: 5 is not between 0 and optimisation.steps, 4")],
+)
+def test_a_step_to_begin_with_belongs_to_a_family(made: Path, arguments: list[str], tmp_path: Path, options: list[str], said: str) -> None:
+    """Without a family, or after its target is finished, one line says so, before anything is written."""
+    family = [f"--init={made}"] if said.startswith("init_step: 5") else []
+    with pytest.raises(UserError, match=f"^{said}"):
+        main([*arguments, f"--output={tmp_path}/family", *family, *options])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     """One line names the folder of text that is not there, before anything is written."""
     with pytest.raises(UserError, match=f"^folders: there is no folder {tmp_path}/absent$"):

@@ -171,6 +171,25 @@ def test_students_of_a_finished_family_go_on(tmp_path: Path, uninterrupted: Fami
     assert all(same(parameters(trained), parameters(resumed)))
 
 
+@pytest.mark.parametrize(("init_step", "learning"), [(0, [{"target"}] * 2 + [{"target", "wide"}] * 2), (3, [{"target", "wide"}])])
+def test_a_finished_family_learns_on_from_any_step(
+    tmp_path: Path, uninterrupted: FamilyTrainer, init_step: int, learning: list[set[str]]
+) -> None:
+    """From the first step or later the target learns on too, after it the students, all from where they were; the rates rise anew."""
+    family = published(uninterrupted.models, tmp_path / "family")
+    settings = replace(uninterrupted.recipe, init=family, init_step=init_step, output=tmp_path)
+    trained = FamilyTrainer(settings, TOKENIZER, CORPUS)
+    assert trained.step == init_step
+    before = parameters(trained)
+    for names in [*learning, {"small", "wide"}, {"small", "wide"}]:
+        assert set(trained.train_step()) == names
+        if trained.step == init_step + 1:
+            apart = max(float((p - before[key]).abs().max()) for key, p in parameters(trained).items())
+            assert 0 < apart <= 0.5 * 1.05 * 0.008 * (1 if init_step == 0 else 0.3), "half of the rate, after one of two steps of its rise"
+    assert trained.step == trained.total_steps
+    assert all(float((p - before[key]).abs().max()) < 0.05 for key, p in parameters(trained, "small").items())
+
+
 def test_a_family_to_begin_with_has_the_sizes_of_the_recipe(tmp_path: Path, uninterrupted: FamilyTrainer) -> None:
     """A model that is missing, or has another size, is named."""
     family = published(uninterrupted.models, tmp_path / "family")

@@ -20,22 +20,31 @@ def publish(models: dict[str, Qwen2ForCausalLM], tokenizer: PreTrainedTokenizerF
 
 def training_text(recipe: Recipe) -> str:
     """Return a paragraph on sizes, data and tokens seen."""
-    before = _first_steps(recipe) if recipe.init is None else (recipe.init / "TRAINING.md").read_text().strip()
-    return f"{before} {_last_steps(recipe)}\n"
+    parts = [_sizes(recipe) if recipe.init is None else (recipe.init / "TRAINING.md").read_text().strip()]
+    if recipe.first_step < recipe.optimisation.steps:
+        parts.append(_first_steps(recipe))
+    return " ".join([*parts, _last_steps(recipe)]) + "\n"
 
 
-def _first_steps(recipe: Recipe) -> str:
-    settings = recipe.optimisation
-    stride_rows = len(range(0, recipe.batch_rows, settings.student_stride))
-    beside_tokens = (settings.steps - settings.alone_steps) * stride_rows * recipe.window
+def _sizes(recipe: Recipe) -> str:
     sizes = ", ".join(
         f"{name} {size.layers} layers of {size.hidden_size}" for name, size in {**recipe.students, "target": recipe.target}.items()
     )
     return (
         f"Sizes: {sizes}; vocabulary of {recipe.vocab_size} byte-level BPE tokens, digits single. Muon for matrices, AdamW for the rest. "
-        f"Weights in {recipe.dtype}. Windows of {recipe.window} tokens, {recipe.batch_rows} a step, {recipe.reasoning_share:.0%} "
-        f"reasoning, the library of Python {platform.python_version()} for the rest. The target learned for {settings.steps} steps "
-        f"({_millions(recipe, settings.steps)}), alone for the first {settings.alone_steps}; from then on the students that are not of its "
+        f"Weights in {recipe.dtype}. Windows of {recipe.window} tokens, {recipe.batch_rows} a step, of problems and of the library of "
+        f"Python {platform.python_version()}."
+    )
+
+
+def _first_steps(recipe: Recipe) -> str:
+    settings = recipe.optimisation
+    steps, alone = settings.steps - recipe.first_step, max(0, settings.alone_steps - recipe.first_step)
+    stride_rows = len(range(0, recipe.batch_rows, settings.student_stride))
+    beside_tokens = (steps - alone) * stride_rows * recipe.window
+    return (
+        f"{'Then the target learned on' if recipe.init else 'The target learned'} for {steps} steps ({_millions(recipe, steps)}, "
+        f"{recipe.reasoning_share:.0%} reasoning), alone for the first {alone}; from then on the students that are not of its "
         f"width learned beside it ({beside_tokens / 1e6:.1f} M tokens), distilled from it (weight {settings.distillation} of "
         f"KL(p_target || q_student), the rest cross-entropy)."
     )
@@ -45,9 +54,10 @@ def _last_steps(recipe: Recipe) -> str:
     settings = recipe.optimisation
     grown = [] if recipe.init else recipe.grown
     began = f" {' and '.join(grown)} began as a selection of its layers." if grown else ""
+    when = "Then" if recipe.first_step == settings.steps else "After that"
     temperatures = " and ".join(f"{temperature:g}" for temperature in settings.last_temperatures)
     return (
-        f"{'Then' if recipe.init else 'After that'} all students were distilled from the finished target for {settings.last_steps} steps "
+        f"{when} all students were distilled from the finished target for {settings.last_steps} steps "
         f"({_millions(recipe, settings.last_steps)}, {settings.last_reasoning_share:.0%} reasoning), by the divergence at temperatures "
         f"{temperatures} alone.{began}"
     )

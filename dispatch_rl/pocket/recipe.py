@@ -58,9 +58,11 @@ class Recipe:
     output: Path = Path("runs/pocket-family")
     """Folder of the family; also where a killed training is resumed from."""
     init: Path | None = None
-    """A finished family to begin with, with the recipe's sizes; only the last steps are done, and its students go on as they are."""
+    """A finished family to begin with, with the recipe's sizes; its models go on as they are."""
+    init_step: int | None = None
+    """Step at which a training begun with ``init`` begins; null: once the target is finished, so that only students learn."""
     seed: int = 0
-    """Seed of the initial weights and of the order of the text."""
+    """Seed of the initial weights and of the order of the text; who goes on with a family gives another, to read other text."""
     vocab_size: int = 2048
     """Tokens of the byte-level BPE."""
     window: int = 512
@@ -95,6 +97,13 @@ class Recipe:
     """Compile the training step (needs a C++ compiler on CPU)."""
     threads: int = 2
     """CPU threads."""
+
+    @property
+    def first_step(self) -> int:
+        """The step with which a training begins."""
+        if self.init is None:
+            return 0
+        return self.optimisation.steps if self.init_step is None else self.init_step
 
     @property
     def grown(self) -> list[str]:

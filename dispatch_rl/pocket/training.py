@@ -128,13 +128,12 @@ class FamilyTrainer:
         self._joint_losses = torch.compile(joint_losses) if recipe.compile else joint_losses
         self._last_losses = torch.compile(last_losses) if recipe.compile else last_losses
         self._checkpoint = Checkpoint(recipe.output)
-        begin = 0 if recipe.init is None else recipe.optimisation.steps
-        self.step = self._checkpoint.restore(self.models, self._optimisers) or begin
+        self.step = self._checkpoint.restore(self.models, self._optimisers) or recipe.first_step
 
     @property
     def total_steps(self) -> int:
         """Steps until every model is finished."""
-        return max(group.end for group in self._groups)
+        return max((group.end for group in self._groups), default=self.recipe.first_step)
 
     def train_step(self) -> dict[str, Tensor]:
         """Do one step and return the loss of every model that learned, still on the device."""
@@ -172,8 +171,8 @@ class FamilyTrainer:
         return [optimiser for group in self._groups for optimiser in group.optimisers]
 
     def _build_groups(self) -> list[Group]:
-        """Return the target, the students that learn beside it, and all students once it is finished."""
-        settings, students = self.recipe.optimisation, self.recipe.students
+        """Return the target, the students that learn beside it, and all students once it is finished; those that have steps left."""
+        settings, students, begin = self.recipe.optimisation, self.recipe.students, self.recipe.first_step
         beside = [name for name in students if name not in self.recipe.grown]
         spans = [
             (["target"], 0, settings.steps),
@@ -182,9 +181,9 @@ class FamilyTrainer:
         ]
         groups = []
         for names, first, end in spans:
-            if names:
+            if names and end > begin:
                 models = {name: self.models[name] for name in names}
-                groups.append(Group(models, first, end, build_optimisers(models, settings)))
+                groups.append(Group(models, max(first, begin), end, build_optimisers(models, settings)))
         return groups
 
     def _update(self, group: Group) -> None:
