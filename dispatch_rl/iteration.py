@@ -112,7 +112,8 @@ class PolicyIteration:
                 going = ~episodes.step(actions).finished
                 episodes.keep(going)
                 kept = kept[going]
-        return joined(found)
+        # So few states may have been asked for that chance took none.
+        return joined(found) if any(part.count for part in found) else Episodes(world, 1)
 
     def _exploring(self, logits: NDArray[np.float32], kept: Ints, arms: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Return sampled arms, and with which arm, or -1, each episode stays."""

@@ -140,6 +140,7 @@ class Training:
     def _prepare_replay(self) -> "tuple[VecEnv, tuple[Feature, ...], Tally, Validation]":
         from dispatch_rl.contest import check_decodable
         from dispatch_rl.envs.replay_vector import ReplayVecEnv, ReplayVectorEnv
+        from dispatch_rl.policies.threshold import ThresholdPolicy
         from dispatch_rl.validation import ReplayValidation
 
         assert self.source is not None
@@ -149,6 +150,9 @@ class Training:
                 raise UserError(f"replay.traces: {part.traces.source} has other students or columns than {world.traces.source}")
         if self.family is not None and self.config.evaluation.prompts:
             check_decodable(test.traces, self.family)
+        students = world.traces.students
+        if ThresholdPolicy.is_possible(self.config.threshold, students, world.arms) and "entropy" in world.traces.floats:
+            ThresholdPolicy.from_config(self.config.threshold, students, world.arms)
         env = ReplayVectorEnv(self.config.num_envs, self.config, world=world)
         traces = world.traces
         print(f"{traces.num_texts} texts, {traces.num_positions} tokens, from {traces.source}; {world.profile.device}")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dispatch_rl.decoding.features import ACCEPTANCE_PRIOR, HINDSIGHT_DECAYS
 from dispatch_rl.replay.columns import Floats, Ints
-from dispatch_rl.replay.profile import TARGET, Profile
+from dispatch_rl.replay.profile import TARGET, Profile, interpolated
 from dispatch_rl.replay.traces import Traces
 
 
@@ -47,7 +47,9 @@ class Hindsight:
 def _one_token_ms(profile: Profile, model: str) -> NDArray[np.float64]:
     """Return the latencies of reading one token, at the lengths of the text at which they are known."""
     latency = profile.model(model)
-    return latency.next_at_contexts(max(latency.contexts))[list(latency.contexts)]
+    # That of a first token, catch-up included: not that of a token behind a draft, which may be next to nothing.
+    below, weight = latency.between(np.array([1]))
+    return interpolated(np.array(latency.median_ms), below[0], weight[0])
 
 
 def _moving_shares(traces: Traces, student: str) -> Floats:

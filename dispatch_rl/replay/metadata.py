@@ -5,8 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dispatch_rl.decoding.arms import RESERVED_NAMES
 from dispatch_rl.errors import UserError
-from dispatch_rl.replay.schema import VERSION
+from dispatch_rl.replay.profile import TARGET
+from dispatch_rl.replay.schema import LONGEST_DRAFT, VERSION
+
+_NO_NAMES = ("", TARGET, *RESERVED_NAMES)
+"""What no student can be called."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,12 @@ class TraceMetadata:
         """Return the keys whose values are none that a recording can have."""
         limits = self.context_limits
         fits = {
-            "students": len(self.students) > 0 and all(isinstance(name, str) for name in self.students),
+            "students": len(self.students) > 0 and all(isinstance(name, str) and name not in _NO_NAMES for name in self.students),
             "first_position": isinstance(self.first_position, int) and self.first_position >= 0,
             "context_limits": limits is None or (isinstance(limits, dict) and all(isinstance(v, int) for v in limits.values())),
         }
         for key in ("max_draft_length", "num_prompts", "shard_size"):
             value = getattr(self, key)
             fits[key] = value is None or (isinstance(value, int) and value > 0)
+        fits["max_draft_length"] = fits["max_draft_length"] and (self.max_draft_length or 1) <= LONGEST_DRAFT
         return [key for key, right in fits.items() if not right]

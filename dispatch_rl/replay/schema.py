@@ -17,7 +17,7 @@ prompt_id                string               name of the prompt
 kind                     string               what sort of text it is
 prompt                   list<int32>          token ids of the prompt
 path                     list<int32>          token ids that the target alone emits behind the prompt
-limit                    int32          tok   longest text allowed, prompt included; without it nothing cuts a draft short
+limit                    int32          tok   longest text allowed, prompt included; without it all texts have the same, far off
 seed                     uint64               seed of the noise
 temperature, top_p       float64              as in decoding; null for off
 top_k                    int32                as in decoding; null for off

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dispatch_rl.replay.collector import record
 from dispatch_rl.replay.fingerprint import digest, family_fingerprint
 from dispatch_rl.replay.profile import Profile
 from dispatch_rl.replay.recording import Recording, check_sampling
+from dispatch_rl.replay.schema import METADATA
 from dispatch_rl.replay.traces import Traces, load_traces
 from dispatch_rl.replay.world import ReplayWorld
 
@@ -73,7 +75,7 @@ class ReplaySource:
         traces = self._read[part]
         if given is not None and self.needs_family and traces.family not in (None, family_fingerprint(self.family)):
             raise UserError(f"replay.traces: {given} was recorded with another family than the configured one; record again")
-        return traces
+        return traces if given is None or part == "train" else _like(traces, self.traces("train"))
 
     def _recorded(self, part: Split) -> Path:
         recording = recording_of(self.config, part)
@@ -87,7 +89,9 @@ class ReplaySource:
     @cached_property
     def profile(self) -> Profile:
         """The latencies, measured now if they are not there."""
-        given = self.config.replay.profile
+        given, traces = self.config.replay.profile, self.config.replay.traces
+        if given is None and traces is not None and self.traces("train").family is None:
+            raise UserError(f"replay.profile: {traces} does not tell which models it was recorded with; give the file of their latencies")
         path = self._measured() if given is None else given
         profile = Profile.read(path)
         if profile.family is not None:
@@ -95,7 +99,8 @@ class ReplaySource:
                 torch.set_num_threads(self.config.family.threads)
             dtype = self.config.family.dtype_of(self.config.family.target)
             family = family_fingerprint(self.family) if self.needs_family else self.traces("train").family
-            profile.check_fits(path, family, device_name(find_device(self.config.family.device)), dtype)
+            here = (device_name(find_device(self.config.family.device)), dtype) if self.needs_family else (None, None)
+            profile.check_fits(path, family, *here)
         return profile
 
     def _measured(self) -> Path:
@@ -110,6 +115,13 @@ class ReplaySource:
             with self._progress("measuring latencies", config.profiling.rounds) as update:
                 measure(family, config, config.profiling, update).write(path)
         return path
+
+
+def _like(traces: Traces, others: Traces) -> Traces:
+    """Return ``traces`` with its students in the order of ``others``, and as long drafts known, if they are the same students."""
+    if {*traces.students} != {*others.students} or (traces.source / METADATA).is_file():
+        return traces
+    return replace(traces, students=others.students, max_draft_length=max(traces.max_draft_length, others.max_draft_length))
 
 
 def recording_of(config: TrainConfig, part: Split, folder: Path = Path()) -> Recording:

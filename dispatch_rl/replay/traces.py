@@ -1,10 +1,9 @@
 """Reading recordings into flat arrays with offsets: position ``offsets[i] + t`` is token ``t`` of text ``i``."""
 
-import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +11,16 @@ from numpy.typing import NDArray
 from dispatch_rl.decoding.arms import RESERVED_NAMES
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
-from dispatch_rl.progress import quiet_datasets
 from dispatch_rl.replay.columns import Bytes, Columns, Floats, Ints, Nested, runs
 from dispatch_rl.replay.metadata import TraceMetadata
-from dispatch_rl.replay.schema import ACCEPTED, BEYOND, LONGEST_DRAFT, LOOKUP_COLUMNS, MATCH, METADATA, POSITION_FLOATS, SECOND, shard_name
+from dispatch_rl.replay.profile import TARGET
+from dispatch_rl.replay.reading import read_foreign, read_shards
+from dispatch_rl.replay.schema import ACCEPTED, BEYOND, LONGEST_DRAFT, LOOKUP_COLUMNS, MATCH, METADATA, POSITION_FLOATS, SECOND
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-T = TypeVar("T")
-
 _PARTS = ("train", "validation", "test")
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-"""What reading a damaged file may raise."""
-_FILES = {".parquet": "from_parquet", ".jsonl": "from_json", ".json": "from_json"}
 
 
 @dataclass(frozen=True)
@@ -125,9 +120,9 @@ def load_traces(path: Path, part: str | None = None) -> Traces:
         raise UserError(f"{path}: there is no part '{part or ''}' in this recording, only {', '.join(parts)}")
     if (path / METADATA).is_file():
         metadata = TraceMetadata.read(path / METADATA)
-        table = _read_shards(path, metadata)
+        table = read_shards(path, metadata)
     else:
-        table = _read_foreign(path)
+        table = read_foreign(path)
         metadata = TraceMetadata(_students_by_column(path, table.column_names))
     metadata = replace(metadata, max_draft_length=metadata.max_draft_length or _longest_draft(path, table, metadata.students))
     if part is not None:
@@ -142,67 +137,14 @@ def _rows_of(part: str, rows: int) -> Ints:
     return np.flatnonzero({"train": tenth < 8, "validation": tenth == 8, "test": tenth == 9}[part])
 
 
-def _guarded(path: Path, read: Callable[[], T]) -> T:
-    import datasets
-    import pyarrow as pa
-
-    try:
-        with quiet_datasets():
-            return read()
-    except (*_DAMAGE, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
-        cause = error.__cause__ or error
-        reason = (str(cause) or repr(cause)).splitlines()[0]
-        raise UserError(f"{path}: the recording is damaged or cut off: {reason}") from error
-    except (StopIteration, IndexError) as error:
-        raise UserError(f"{path}: the recording holds no texts") from error
-
-
-def _read_shards(path: Path, metadata: TraceMetadata) -> "pa.Table":
-    import pyarrow as pa
-
-    if metadata.num_prompts is None or metadata.shard_size is None:
-        names = sorted(folder.name for folder in path.glob("shard-*") if folder.is_dir())
-    else:
-        names = [shard_name(shard) for shard in range(-(-metadata.num_prompts // metadata.shard_size))]
-    missing = [name for name in names if not (path / name).is_dir()]
-    if missing or not names:
-        raise UserError(f"{path}: {len(names) - len(missing)} of {len(names)} shards are there; run record again to finish it")
-    tables = [_read_dataset(path / name) for name in names]
-    rows = sum(table.num_rows for table in tables)
-    if metadata.num_prompts not in (None, rows):
-        raise UserError(f"{path}: the shards hold {rows} texts instead of {metadata.num_prompts}")
-    return _guarded(path, lambda: pa.concat_tables(tables))
-
-
-def _read_dataset(folder: Path) -> "pa.Table":
-    import datasets
-
-    dataset = _guarded(folder, lambda: datasets.load_from_disk(str(folder)))
-    if isinstance(dataset, datasets.DatasetDict):
-        raise UserError(f"{folder}: it holds the parts {', '.join(dataset)}; name the folder of one of them")
-    return dataset.data.table
-
-
-def _read_foreign(path: Path) -> "pa.Table":
-    import datasets
-
-    if path.is_dir():
-        return _read_dataset(path)
-    if not path.is_file():
-        raise UserError(f"traces: there is no recording {path}")
-    if path.suffix not in _FILES:
-        raise UserError(f"traces: {path} is neither a folder nor a {', '.join(_FILES)} file")
-    reader = getattr(datasets.Dataset, _FILES[path.suffix])
-    # The name of a file is a pattern to `datasets`.
-    return _guarded(path, lambda: reader(glob.escape(str(path))).data.table)
-
-
 def _students_by_column(path: Path, columns: Sequence[str]) -> tuple[str, ...]:
     names = [column.removeprefix(prefix) for column in columns for prefix in (MATCH, ACCEPTED) if column.startswith(prefix)]
     if not names:
         raise UserError(f"{path}: no column is called {MATCH}STUDENT or {ACCEPTED}STUDENT; there are {', '.join(columns)}")
     if reserved := sorted({*names} & {*RESERVED_NAMES}):
         raise UserError(f"{path}: a student cannot be called '{reserved[0]}', which is an arm of its own; rename its columns")
+    if reserved := sorted({*names} & {TARGET, ""}):
+        raise UserError(f"{path}: a student cannot be called '{reserved[0]}'; rename its columns")
     return tuple(dict.fromkeys(names))
 
 
@@ -233,7 +175,7 @@ def _flatten(path: Path, table: "pa.Table", metadata: TraceMetadata) -> Traces:
         context_limits=metadata.context_limits or {},
         offsets=offsets,
         prompt_lengths=prompt_lengths,
-        limits=columns.integers("limit", prompt_lengths + np.diff(offsets) + LONGEST_DRAFT + 1),
+        limits=_limits(columns, prompt_lengths, np.diff(offsets)),
         accepted=accepted,
         floats={name: columns.flat(name, np.float32) for name in names if name in columns},
         second={name: columns.flat(SECOND + name, np.bool_) for name in metadata.students if SECOND + name in columns},
@@ -242,3 +184,17 @@ def _flatten(path: Path, table: "pa.Table", metadata: TraceMetadata) -> Traces:
         path=columns.flat("path", np.int32) if "path" in columns else None,
         table=table,
     )
+
+
+def _limits(columns: Columns, prompt_lengths: Ints, lengths: Ints) -> Ints:
+    """Return how long each text may get, prompt included; unless it is told, far from every end, and equally far for all texts.
+
+    A policy sees how far a text is from its limit, which must not tell how long it will be. Rounded up to a power of two, the parts of
+    one recording have the same limit too.
+    """
+    longest = 1 << int(lengths.max() - 1).bit_length()
+    limits = columns.integers("limit", prompt_lengths + longest + LONGEST_DRAFT + 1)
+    if len(short := np.flatnonzero(limits < prompt_lengths + lengths)):
+        text, least = short[0], (prompt_lengths + lengths)[short[0]]
+        raise UserError(f"{columns.path}: the column 'limit' holds {limits[text]} for a text of {least} tokens, prompt included")
+    return limits

@@ -118,6 +118,10 @@ class ReplayWorld:
                 self.continue_ms[drafter, m] = self.continue_ms[drafter, m - 1] + following[np.minimum(lengths + m - 1, longest)]
         # Whatever a round costs besides the first draft token.
         self.rest_ms: Floats = self.continue_ms + self.verify_ms[:, :counts] + self.profile.overhead_ms
+        # A round of the target alone behind every token of every text.
+        shortest = int((self.traces.prompt_lengths + self.traces.first_position)[self.texts].min())
+        if not self.rest_ms[-1, 0, shortest : longest - int(self.arm_length.max()) - 1].max() + self.profile.token_ms > 0:
+            raise UserError("replay.profile: the target takes 0 ms at every length of these texts")
 
     def _verify_ms(self, drafter: str, drafts: int, longest: int) -> Floats:
         target = self.profile.verification(drafter)
