@@ -9,6 +9,9 @@ from typing import Any
 
 from dispatch_rl.errors import UserError
 
+_NOTHING = ("null", "Null", "NULL", "~", "None")
+"""What YAML, or Python, writes for no value."""
+
 
 def rewritten(
     argv: Sequence[str], switches: Collection[str], sections: Collection[str], texts: Collection[str], words: Collection[str]
@@ -45,7 +48,8 @@ def _sections_read(argv: Iterable[str], sections: Collection[str]) -> Iterator[s
             continue
         value = value if equals else next(remaining, "")
         section = name.removeprefix("--")
-        yield f"{name}={value}" if value.lstrip().startswith("{") else f"--config={json.dumps({section: _section(section, value)})}"
+        is_value = value in _NOTHING or value.lstrip().startswith("{")
+        yield f"{name}={value}" if is_value else f"--config={json.dumps({section: _section(section, value)})}"
 
 
 def _section(name: str, file: str) -> dict[str, Any]:
@@ -84,7 +88,7 @@ def _normalised(argv: Iterable[str], texts: Collection[str], words: Collection[s
         if name == "--config":
             files += [f"--config={value if equals else next(remaining, '')}"]
             awaiting = None
-        elif name.startswith("--"):
+        elif name.startswith("--") and " " not in name:  # as argparse: what holds a space is a value
             option = _plain_name(name)
             rest.append(f"{option}={_as_yaml(value, option in texts, option in words)}" if equals else option)
             awaiting = None if equals else option

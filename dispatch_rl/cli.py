@@ -8,6 +8,7 @@ for another command, whose section of that name is read. Imports nothing heavy, 
 import difflib
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -93,6 +94,7 @@ def parse(parser: Parser, argv: Sequence[str]) -> Namespace:
     texts = {name for name, hint in types.items() if _alternatives(hint) & {str, Path}}
     words = {name for name in texts if type(None) not in _alternatives(types[name])}
     sections = {name for action in parser._actions if isinstance(action, _ActionConfigLoad) for name in action.option_strings}
+    sections |= {name for name, hint in types.items() if any(map(is_dataclass, _alternatives(hint)))}
     namespace: Namespace = parser.parse_args(rewritten(argv, switches, sections, texts, words))
     return namespace
 
@@ -174,6 +176,13 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise _Terminated
 
 
+def _nobody_reads() -> bool:
+    """Return whether the other end of standard output is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command with ``argv``, None meaning those of this process; a :class:`UserError` becomes one line and status 2.
 
@@ -181,10 +190,19 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     """
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        try:
+            main(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        # Who read the output has seen enough, as `head` does; nothing is to be written when Python exits either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         # A path that cannot be written or read; anything else is ours to mend, and its traceback says where.
         if error.filename is None:

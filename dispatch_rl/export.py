@@ -63,7 +63,10 @@ def policy_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family"
     if name not in compared:
         raise UserError(f"policy: there is no '{name}'; there are {', '.join([LEARNED, 'adaptive', *compared, *actions])}")
     validation = None if name == "threshold" else open_replay(config, family, progress_bar).world("validation")
-    return compared[name], contestants(config, students, arms, features, None, validation)[compared[name]]
+    found = contestants(config, students, arms, features, None, validation)
+    if compared[name] not in found:
+        raise UserError(f"policy: '{name}' needs an arm that drafts with a student; there are {', '.join(actions)}")
+    return compared[name], found[compared[name]]
 
 
 def bundle_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family | None" = None) -> "Bundle":
@@ -106,8 +109,7 @@ def bundle_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family 
 
 def training_summary(run: "RunFolder", config: TrainConfig) -> dict[str, Any]:
     """Return how the learned policy of a run was made."""
-    lines = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []
-    rows = [json.loads(line) for line in lines]
+    rows = run.metric_rows()
     validated = [row["validation_latency_ms_per_token"] for row in rows if "validation_latency_ms_per_token" in row]
     return {
         "env": config.env,

@@ -25,8 +25,8 @@ class GenerateConfig:
 
     bundle: Path = Path("bundle")
     """Folder that dispatch_rl.export wrote."""
-    prompt: str | None = None
-    """Text to continue; null reads it from standard input."""
+    prompt: str = "-"
+    """Text to continue; a dash reads it from standard input."""
     family: FamilyConfig | None = None
     """The models; null looks where they were when the bundle was exported."""
     max_new_tokens: int = 256
@@ -59,7 +59,9 @@ def sampling_of(config: GenerateConfig, trained: "Sampling") -> "Sampling":
 
     if config.temperature is not None:
         return Sampling(config.temperature, config.top_k, config.top_p, config.seed, config.method)
-    return Sampling(trained.temperature, config.top_k or trained.top_k, config.top_p or trained.top_p, config.seed, config.method)
+    top_k = trained.top_k if config.top_k is None else config.top_k
+    top_p = trained.top_p if config.top_p is None else config.top_p
+    return Sampling(trained.temperature, top_k, top_p, config.seed, config.method)
 
 
 def prompt_of(config: GenerateConfig) -> str:
@@ -68,9 +70,16 @@ def prompt_of(config: GenerateConfig) -> str:
     Raises:
         UserError: There is none.
     """
-    if config.prompt is None and sys.stdin.isatty():
+    if config.prompt != "-":
+        return config.prompt
+    if sys.stdin.isatty():
         raise UserError('prompt: give --prompt "..." or pipe a text in')
-    return sys.stdin.read() if config.prompt is None else config.prompt
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"prompt: standard input is not {error.encoding}: byte {error.start} is {error.object[error.start]:#04x}"
+        ) from error
 
 
 def main(argv: Sequence[str]) -> None:

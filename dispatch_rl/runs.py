@@ -146,6 +146,11 @@ class RunFolder:
             lines = self.metrics.read_text(encoding="utf-8").splitlines()
             write_atomically(self.metrics, "".join(line + "\n" for line in lines if _step_of(line) <= step))
 
+    def metric_rows(self) -> list[dict[str, Any]]:
+        """Return the metrics so far, without a line that a kill cut off."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
+        return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+
     def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to the metrics."""
         with self.metrics.open("a", encoding="utf-8") as file:

@@ -127,7 +127,7 @@ class NetworkPolicy(Policy):
         """
         try:
             return cls.from_tensors(load_file(path))
-        except (OSError, SafetensorError, UserError) as error:
+        except (OSError, SafetensorError, UserError, TypeError, AttributeError) as error:  # the last two: types that numpy lacks
             raise UserError(f"{path}: not a policy that can be read: {error}") from error
 
     def tensors(self) -> dict[str, Array]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
 
-from dispatch_rl import export
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.errors import UserError
 from dispatch_rl.policies.bandits import UCB1Policy
@@ -19,10 +20,9 @@ from dispatch_rl.policies.base import Policy
 from dispatch_rl.policies.fixed import FixedPolicy
 from dispatch_rl.policies.network import NetworkPolicy
 from dispatch_rl.policies.threshold import ThresholdPolicy
-from dispatch_rl.runtime import onnx_file
 from dispatch_rl.runtime.bundle import Bundle
 from dispatch_rl.runtime.decoder import AdaptiveDecoder
-from tests.bundles import ARMS, default_arms, network, pocket_bundle, write
+from tests.bundles import ARMS, network, pocket_bundle, write
 
 STUDENTS = ("small", "medium", "large")
 
@@ -30,20 +30,6 @@ STUDENTS = ("small", "medium", "large")
 def observations(count: int = 200) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return random observations of the pocket family ``[count, 13]``."""
     return np.random.default_rng(0).uniform(0, 3, size=(count, 13)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run as a training leaves it, without the training."""
-    folder = tmp_path_factory.mktemp("runs") / "short"
-    (folder / "best").mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"name": "short", "sampling": {"temperature": 0.8, "top_k": 50}}))
-    network(STUDENTS, len(default_arms())).save(folder / "best" / "policy.safetensors")
-    lines = [{"step": 512, "seconds": 2.0, "arm_shares": {}}, {"step": 512, "validation_latency_ms_per_token": 1.5}]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    row = {"mode": "live", "latency_ms_per_token": 1.25, "ci_low": 1.0, "ci_high": 1.5, "speedup": 2.0, "device": "a CPU"}
-    (folder / "evaluation.json").write_text(json.dumps([{"policy": "learned", **row}, {"policy": "random", **row}]))
-    return folder
 
 
 @pytest.fixture
@@ -107,6 +93,9 @@ def _swap_features(values: dict[str, Any]) -> None:
         (lambda values: values["family"].update(dtype="int3"), "family: dtype 'int3' is none of float32"),
         (lambda values: values["family"].update(trust_remote_code=True), "family: TypeError"),
         (lambda values: values["sampling"].update(temperature=-1), "sampling: sampling.temperature: -1"),
+        (lambda values: values["sampling"].update(temperature=None), "sampling: sampling.temperature: None is not a number"),
+        (lambda values: values["sampling"].update(top_k=2.5), "sampling: sampling.top_k: 2.5 is not an integer"),
+        (lambda values: values["sampling"].update(method="magic"), "sampling: sampling.method: 'magic' is neither"),
         (_edited(fingerprint=3), "fingerprint: 3 is not a text"),
     ],
 )
@@ -151,8 +140,18 @@ def test_a_broken_network_is_one_line(bundle: Path, change: Callable[[dict[str, 
     assert str(file) in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_types_that_numpy_lacks_are_one_line(bundle: Path, dtype: torch.dtype) -> None:
+    """In a bundle and in a run; of some of them numpy learns when another package is imported."""
+    file = bundle / "policy.safetensors"
+    save_tensors({key: tensor.to(dtype) for key, tensor in load_tensors(file).items()}, file)
+    for read, path in ((Bundle.read, bundle), (NetworkPolicy.load, file)):
+        with pytest.raises(UserError, match=r"policy\.safetensors: "):
+            read(path)
+
+
 def test_missing_and_unreadable_files_are_one_line(bundle: Path, tmp_path: Path) -> None:
-    """No folder, no policy, no JSON, no safetensors."""
+    """No folder, no policy, no JSON or too deep a one, no safetensors."""
     with pytest.raises(UserError, match=r"there is no .*nowhere.dispatcher\.json; python -m dispatch_rl\.export"):
         Bundle.read(tmp_path / "nowhere")
     (bundle / "policy.safetensors").write_bytes(b"\x80\x04pickle")
@@ -161,9 +160,10 @@ def test_missing_and_unreadable_files_are_one_line(bundle: Path, tmp_path: Path)
     (bundle / "policy.safetensors").unlink()
     with pytest.raises(UserError, match=r"there is no .*policy\.safetensors"):
         Bundle.read(bundle)
-    (bundle / "dispatcher.json").write_text("{")
-    with pytest.raises(UserError, match=r"dispatcher\.json: it is not JSON"):
-        Bundle.read(bundle)
+    for text in ("{", "[" * 100_000):
+        (bundle / "dispatcher.json").write_text(text)
+        with pytest.raises(UserError, match=r"dispatcher\.json: it is not JSON"):
+            Bundle.read(bundle)
     (bundle / "dispatcher.json").write_text("[]")
     with pytest.raises(UserError, match="holds no object"):
         Bundle.read(bundle)
@@ -196,66 +196,15 @@ def test_nothing_is_overwritten_by_accident(pocket: Family, bundle: Path, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "thesis"]
 
 
-def test_export_writes_all_there_is_to_know(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Features, arms, family, sampling, training, the rows that matter, versions; a card that says it in words."""
-    export.main([str(run), f"--output={tmp_path}/bundle"])
-    assert "written: " in capsys.readouterr().out
-    bundle = Bundle.read(tmp_path / "bundle")
-    assert isinstance(bundle.policy, NetworkPolicy)
-    assert list(bundle.arms) == list(default_arms())
-    assert (bundle.sampling.temperature, bundle.sampling.top_k) == (0.8, 50)
-    assert (bundle.training["rounds"], bundle.training["validation_latency_ms_per_token"]) == (512, 1.5)
-    assert [row["policy"] for row in bundle.evaluation] == ["learned"]
-    assert {"dispatch-rl", "torch", "transformers", "numpy", "python"} <= set(bundle.versions)
-    card = (tmp_path / "bundle" / "README.md").read_text()
-    for words in ("`small-5`", "`lag_large`", "| learned | live | 1.250 (1.000 - 1.500) | 2.00 |", bundle.fingerprint):
-        assert words in card
-
-
-@pytest.mark.parametrize(
-    ("policy", "name", "kind"),
-    [("threshold", "threshold", ThresholdPolicy), ("medium-5", "always medium-5", FixedPolicy), ("none", "always none", FixedPolicy)],
-)
-def test_export_of_other_policies(run: Path, policy: str, name: str, kind: type, tmp_path: Path) -> None:
-    """Thresholds and fixed arms by name."""
-    export.main([str(run), f"--output={tmp_path}/bundle", f"--policy={policy}"])
-    bundle = Bundle.read(tmp_path / "bundle")
-    assert (bundle.policy_name, type(bundle.policy)) == (name, kind)
-
-
-def test_export_refuses_what_is_not_there(run: Path, tmp_path: Path) -> None:
-    """An unknown policy, a folder that is no run, an output that exists."""
-    with pytest.raises(UserError, match="policy: there is no 'oracle'; there are learned, adaptive, threshold, tuned, best_fixed, small-5"):
-        export.main([str(run), f"--output={tmp_path}/bundle", "--policy=oracle"])
-    with pytest.raises(UserError, match="is not the folder of a run"):
-        export.main([str(tmp_path), f"--output={tmp_path}/bundle"])
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"output: .* exists and is not a bundle"):
-        export.main([str(run), f"--output={tmp_path}/file"])
-
-
-def test_export_without_onnx_says_so(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One line, and the rest is there."""
-    monkeypatch.setattr(onnx_file, "is_possible", lambda: False)
-    export.main([str(run), f"--output={tmp_path}/bundle"])
-    assert "policy.onnx is left out: pip install 'dispatch-rl[onnx]'" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == ["README.md", "dispatcher.json", "policy.safetensors"]
-
-
-def test_onnx_computes_what_numpy_computes(run: Path, tmp_path: Path) -> None:
-    """ONNX's own interpreter on the one file: logits within float32 rounding, the same arm everywhere."""
-    onnx = pytest.importorskip("onnx")
-    reference = pytest.importorskip("onnx.reference")
-    export.main([str(run), f"--output={tmp_path}/bundle"])
-    policy = Bundle.read(tmp_path / "bundle").policy
-    assert isinstance(policy, NetworkPolicy)
-    session = reference.ReferenceEvaluator(onnx.load(tmp_path / "bundle" / "policy.onnx"))
-    (logits,) = session.run(None, {"observations": observations()})
-    exact = np.stack([policy.logits(x) for x in observations()])
-    np.testing.assert_allclose(logits, exact, atol=64 * np.finfo(np.float32).eps * np.abs(exact).max())
-    assert logits.argmax(axis=1).tolist() == policy.batch(observations()).tolist()
+def test_a_link_stays_and_leads_to_the_new_bundle(pocket: Family, bundle: Path, tmp_path: Path) -> None:
+    """What it leads to is replaced; nothing is left, neither beside the link nor beside the bundle."""
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "current"
+    link.symlink_to(bundle)
+    pocket_bundle(pocket).write(link, overwrite=True, extras={"README.md": b"new"})
+    assert link.is_symlink()
+    assert (bundle / "README.md").read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.rglob("*") if bundle not in path.parents) == ["bundle", "current", "links"]
 
 
 def test_the_actions_of_a_bundle_are_its_arms(pocket: Family, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from transformers import (
     StopStringCriteria,
     TextIteratorStreamer,
 )
-from transformers.generation.logits_process import TemperatureLogitsWarper
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.stopping_criteria import MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -127,7 +128,7 @@ def test_the_answer_is_transformers_own(model: PreTrainedModel, inputs: dict[str
 def test_stopping_criteria_are_asked_after_every_token(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, Tensor], custom: DispatchedGenerate
 ) -> None:
-    """So the text ends within a round where plain generation ends; stop strings, other end tokens and one's own rule."""
+    """So the text ends where plain generation ends; stop strings, other end tokens, one's own rule, a limit that the prompt has reached."""
 
     class Sevens(StoppingCriteria):
         def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
@@ -137,6 +138,7 @@ def test_stopping_criteria_are_asked_after_every_token(
     options: list[dict[str, Any]] = [
         {"stopping_criteria": StoppingCriteriaList([Sevens()])},
         {"stopping_criteria": StoppingCriteriaList([StopStringCriteria(tokenizer, ["numbers"])])},
+        *({"stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(limit)])} for limit in (1, inputs["input_ids"].shape[1])),
         {"eos_token_id": [plain[20], plain[30]]},
         {"max_length": 21},
     ]
@@ -179,6 +181,15 @@ class Uninvited(LogitsProcessor):
         ({"synced_gpus": True}, "synced_gpus"),
         ({"logits_processor": LogitsProcessorList([Uninvited()])}, "logits_processor: dispatched decoding cannot apply Uninvited"),
         ({"logits_processor": LogitsProcessorList([TemperatureLogitsWarper(0.5)])}, "TemperatureLogitsWarper needs do_sample=True"),
+        *(
+            ({"logits_processor": LogitsProcessorList([warper]), "do_sample": True, "top_k": 0}, f"cannot apply {type(warper).__name__}")
+            for warper in (
+                TopPLogitsWarper(0.5, min_tokens_to_keep=5),
+                TopPLogitsWarper(0.5, filter_value=-1.0),
+                TopKLogitsWarper(2, min_tokens_to_keep=5),
+                TopKLogitsWarper(2, filter_value=-1.0),
+            )
+        ),
         ({"prefix_allowed_tokens_fn": lambda batch, ids: [1, 2]}, "cannot apply PrefixConstrainedLogitsProcessor"),
     ],
 )
@@ -193,7 +204,7 @@ def test_unsupported_options_are_refused_by_name(
 
 
 def test_unsupported_inputs_are_refused_by_name(model: PreTrainedModel, inputs: dict[str, Tensor], custom: DispatchedGenerate) -> None:
-    """An assistant, two texts, padding, a cache that holds something, embeddings."""
+    """An assistant, two texts, padding, positions that do not count from 0, a cache that holds something, embeddings."""
     with pytest.raises(UserError, match="assistant_model"):
         generate(model, **inputs, custom_generate=custom, assistant_model=model)
     two = {key: value.repeat(2, 1) for key, value in inputs.items()}
@@ -203,6 +214,11 @@ def test_unsupported_inputs_are_refused_by_name(model: PreTrainedModel, inputs: 
     padded["attention_mask"][0, 0] = 0
     with pytest.raises(UserError, match="attention_mask"):
         generate(model, **padded, custom_generate=custom)
+    plain, positions = generate(model, **inputs), torch.arange(inputs["input_ids"].shape[1])[None]
+    assert torch.equal(generate(model, **inputs, position_ids=positions, custom_generate=custom), plain)
+    for others in (positions + 100, 2 * positions):
+        with pytest.raises(UserError, match="position_ids: dispatched decoding counts positions from 0"):
+            generate(model, **inputs, position_ids=others, custom_generate=custom)
     read: Any = model(inputs["input_ids"][:, :-1], use_cache=True)
     with pytest.raises(UserError, match="past_key_values"):
         generate(model, **inputs, custom_generate=custom, past_key_values=read.past_key_values)

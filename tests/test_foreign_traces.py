@@ -112,7 +112,7 @@ def test_a_file_is_read_as_it_is_now(tmp_path: Path, form: str, monkeypatch: pyt
 
 def test_types_are_found_out_from_the_whole_file(tmp_path: Path) -> None:
     """A column that is null for the first ten megabytes, and whole numbers that become fractions after them, are read."""
-    rows = [{"accepted_a": [1] * 4000 + [0], "kind": None, "temperature": 0}] * 1000
+    rows: list[Row] = [{"accepted_a": [1] * 4000 + [0], "kind": None, "temperature": 0}] * 1000
     rows += [{"accepted_a": [0], "kind": "code", "temperature": 0.6}]
     path = write_traces(tmp_path / "mine.jsonl", rows)
     assert path.stat().st_size > 10 << 20

@@ -2,18 +2,22 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dispatch_rl import generate
+from dispatch_rl import cli, generate
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.errors import UserError
 from dispatch_rl.runtime.decoder import AdaptiveDecoder
 from dispatch_rl.runtime.terminal import painted
 from tests.bundles import pocket_bundle, write
 
+ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "Problem: Compute 48 + 29.\n<think>\n"
 
 
@@ -95,13 +99,55 @@ def test_sampling_is_the_trained_one_unless_said(bundle: Path, capsys: pytest.Ca
 
 
 def test_wrong_requests_are_one_line(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No bundle, no prompt, another family, a value out of range."""
+    """No bundle, no prompt, bytes that are no text, another family, values out of range."""
     with pytest.raises(UserError, match=r"bundle: there is no nowhere.dispatcher\.json"):
         generate.main(["--bundle=nowhere", "--prompt=a"])
     monkeypatch.setattr(sys, "stdin", Terminal())
     with pytest.raises(UserError, match="prompt: give --prompt"):
         generate.main([f"--bundle={bundle}"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
+    with pytest.raises(UserError, match="prompt: standard input is not utf-8: byte 3 is 0xe9"):
+        generate.main([f"--bundle={bundle}"])
+    with pytest.raises(UserError, match="prompt: it is empty"):
+        generate.main([f"--bundle={bundle}", "--prompt="])
     with pytest.raises(UserError, match=r"dispatcher\.json: fingerprint"):
         generate.main([f"--bundle={bundle}", "--prompt=a", "--family.target.path=pocket:large"])
-    with pytest.raises(UserError, match=r"sampling\.top_p: 1\.5"):
-        generate.main([f"--bundle={bundle}", "--prompt=a", "--top_p=1.5"])
+    for option, value in (("top_p", "1.5"), ("top_p", "0.0"), ("top_k", "0")):
+        with pytest.raises(UserError, match=rf"sampling\.{option}: {value} is not"):
+            generate.main([f"--bundle={bundle}", "--prompt=a", f"--{option}={value}"])
+
+
+@pytest.mark.parametrize("prompt", ["# Sort", "~", "null", "None", "---", "&a", "-- SQL: a-b", "[1]", "a: b", "'a'"])
+def test_a_prompt_is_a_text_whatever_it_looks_like(prompt: str) -> None:
+    """Neither YAML nor an option, behind ``=`` and as a word of its own; only a word that begins with dashes needs the former."""
+    parser = cli.make_parser(generate.GenerateConfig, "generate", "")
+    is_option = prompt.startswith("--") and " " not in prompt
+    for argv in ([f"--prompt={prompt}"], *([] if is_option else [["--prompt", prompt]])):
+        assert cli.build(generate.GenerateConfig, parser, cli.parse(parser, argv)).prompt == prompt
+
+
+def test_the_family_may_stand_in_a_file(bundle: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one of its keys alone or in a whole configuration; null is where the models were."""
+    (tmp_path / "other.yaml").write_text("target: {path: 'pocket:large'}\n")
+    options = [f"--bundle={bundle}", f"--prompt={PROMPT}", "--max_new_tokens=40", "--seed=2"]
+    for family in (["--family", f"{ROOT}/configs/pocket.yaml"], ["--family=null"], ["--family=None"]):
+        generate.main([*options, *family])
+        assert capsys.readouterr().out == f"{text}\n"
+    with pytest.raises(UserError, match=r"dispatcher\.json: fingerprint"):
+        generate.main([*options, f"--family={tmp_path}/other.yaml"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["print('a text', flush=True)", "print('still in the buffer')", "(print('help'), sys.exit())"],
+)
+def test_a_reader_that_has_seen_enough_is_no_error(command: str) -> None:
+    """As ``head`` is when it leaves: the command ends as if by SIGPIPE, and says nothing."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = f"import sys; from dispatch_rl import cli; cli.run(lambda argv: {command}, [])"
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # with a buffer, the text is still in it when Python exits
+    call: Any = {"cwd": ROOT, "env": environment, "stdout": writing, "stderr": subprocess.PIPE, "text": True}
+    result = subprocess.run([sys.executable, "-c", code], check=False, **call)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (141, "")

@@ -195,6 +195,17 @@ def test_stop_strings_by_hand() -> None:
         ("a", {"max_new_tokens": 0}, "max_new_tokens: 0"),
         ("a", {"temperature": -1}, "sampling.temperature: -1"),
         ("a", {"stop": [""]}, "stop: an empty string"),
+        (None, {}, "prompt: a NoneType is neither a text nor a list of token ids; one prompt at a time"),
+        (["a", "b"], {}, "prompt: a list is neither"),
+        (torch.tensor([[5, 6]]), {}, "prompt: a Tensor is neither"),
+        ([1.0, 2.5], {}, "prompt: a list is neither"),
+        ("caf\udce9", {}, "prompt: it holds bytes that are not UTF-8"),
+        ("a", {"max_new_tokens": 2.5}, r"max_new_tokens: 2\.5 is not an integer"),
+        ("a", {"max_new_tokens": None}, "max_new_tokens: None is not an integer"),
+        ("a", {"max_new_tokens": float("nan")}, "max_new_tokens: nan is not an integer"),
+        ("a", {"method": "magic"}, "sampling.method: 'magic'"),
+        ("a", {"stop": 5}, "stop: 5 is neither a string nor several"),
+        ("a", {"stop": ["b", 5]}, r"stop: \['b', 5\] is neither"),
     ],
 )
 def test_impossible_requests_are_refused_at_once(decoder: AdaptiveDecoder, prompt: Any, options: dict[str, Any], message: str) -> None:

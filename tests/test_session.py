@@ -1,6 +1,7 @@
 """What a session promises besides the text: caches that roll back in place, lazy students, honest records."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from random import Random
 
@@ -9,10 +10,10 @@ import torch
 
 from dispatch_rl.bench.decode import our_decoder
 from dispatch_rl.bench.measuring import transformers_decoder
-from dispatch_rl.config import PromptConfig
+from dispatch_rl.config import FamilyConfig, PromptConfig
 from dispatch_rl.decoding.arms import NONE, Arm
 from dispatch_rl.decoding.cache import AnyCache, RollbackCache, StackedCache
-from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.families import Family, load_family
 from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.rounds import Round
 from dispatch_rl.decoding.sampling import Sampling
@@ -20,6 +21,7 @@ from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.errors import UserError
 from dispatch_rl.kernels.entropy import entropy
 from dispatch_rl.prompts import prompts
+from tests.test_lossless import own_text
 
 PROMPT = "Problem: Compute 48 + 29.\n<think>\n"
 
@@ -198,6 +200,17 @@ def test_sessions_that_take_turns_do_not_disturb_each_other(pocket: Family) -> N
             if not session.finished:
                 session.step(Arm("small", 3))
     assert [first.text_tokens, second.text_tokens] == alone
+
+
+@pytest.mark.parametrize("length", [255, 300])
+def test_a_draft_may_have_more_tokens_than_second_choices_have_room(length: int) -> None:
+    """The target's cache is as long as the text and 256 second choices; a longer draft that hedges everywhere still gives its text."""
+    family = replace(load_family(FamilyConfig()), eos_token_ids=frozenset())  # its caches are new, and no longer than must be
+    prompt = [1 + 7 * i % 2000 for i in range(460)]
+    session = DecodingSession(family, prompt, Sampling(), 307)
+    record = session.step(Arm("small", length, hedge_below=1e9))
+    assert len(record.drafted) == length
+    assert session.text_tokens == own_text(family, prompt, session.text_tokens, Sampling())
 
 
 def test_a_finished_text_cannot_go_on(pocket: Family) -> None:

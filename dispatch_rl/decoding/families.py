@@ -65,7 +65,13 @@ class Family:
         return "\n".join([f"{', '.join(millions)}; {self.vocab} tokens; {self.device_name()}", *self.remarks])
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a prompt."""
+        """Return the tokens of a prompt.
+
+        Raises:
+            UserError: It is no text, or holds bytes that are not UTF-8.
+        """
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError("prompt: it holds bytes that are not UTF-8")
         ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
         return ids
 

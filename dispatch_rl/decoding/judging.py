@@ -10,6 +10,9 @@ from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.sampler import Sampler
 from dispatch_rl.kernels.entropy import RowStatistics
 
+ROOM_FOR_HEDGES = 256
+"""Second choices are read behind the draft, and only beside so many of its first tokens."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -40,7 +43,7 @@ def judge(family: Family, sampler: Sampler, last: int, draft: Sequence[DraftToke
         position: Position of the first draft token.
         draw: Number of the round.
     """
-    hedges = {i: d.second for i, d in enumerate(draft) if d.second is not None}
+    hedges = {i: d.second for i, d in enumerate(draft[:ROOM_FOR_HEDGES]) if d.second is not None}
     found = sampler.judge(family.target, last, draft, hedges, position, draw)
     rows = len(draft) + 1
     drafted, alternatives = found.read[1:rows], dict(zip(hedges, found.read[rows:], strict=True))

@@ -1,6 +1,7 @@
 """A language model with its cache: tokens in, logits out, roll back at will."""
 
 from collections.abc import Sequence
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class CachedModel:
         self.fused = FusedForward(model) if is_supported(model) else None
         """Our own forward pass; None if the model runs through transformers."""
         self.cache = self.new_cache()
+        self.lock = RLock()
+        """Held while a family's models read; texts of several threads then take turns by round."""
         self.reader: object = None
         """Whoever began the sequence that the cache holds."""
         self.programs: Programs | None = None

@@ -1,6 +1,7 @@
 """Decoding one text: draft a token, draft another, verify, commit."""
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from time import perf_counter
 from typing import Literal
 
@@ -13,15 +14,12 @@ from dispatch_rl.decoding.device_sampling import make_sampler
 from dispatch_rl.decoding.drafts import DraftToken, Gap
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.features import FeatureTracker
-from dispatch_rl.decoding.judging import judge
+from dispatch_rl.decoding.judging import ROOM_FOR_HEDGES, judge
 from dispatch_rl.decoding.lookup import LookupIndex
 from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.rounds import Round, arm_name
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
-
-_ROOM_FOR_HEDGES = 256
-"""Second choices are read behind the draft; there are at most as many as draft tokens."""
 
 TokenPolicy = Callable[[tuple[DraftToken, ...]], str | None]
 """Asked before every draft token with the draft so far: who drafts the next, or None to verify."""
@@ -48,6 +46,8 @@ class DecodingSession:
         self._tracker = FeatureTracker(tuple(family.students))
         self._lookup = LookupIndex()
         self._draft: list[DraftToken] = []
+        self._unready: dict[str, Exception] = {}
+        """Students that could not begin this text, and why."""
         self._draft_ms = 0.0
         self._round_began: float | None = None
         self._paused: float | None = None
@@ -190,8 +190,13 @@ class DecodingSession:
     def _claim_caches(self) -> None:
         """Empty the family's caches for this text; students will read it when they are chosen."""
         self.family.target.reader = self
-        for model in self.family.models():
-            model.start(self.limit + _ROOM_FOR_HEDGES)
+        self.family.target.start(self.limit + ROOM_FOR_HEDGES)
+        self._unready = {}
+        for name, student in self.family.students.items():
+            try:
+                student.start(self.limit + ROOM_FOR_HEDGES)
+            except Exception as error:  # out of memory, say: raised where it is to draft, and the target needs no student
+                self._unready[name] = error
 
     def _prefill(self, prompt: list[int]) -> None:
         """Read the prompt with the target only; a student that is never chosen never reads it."""
@@ -242,7 +247,7 @@ class DecodingSession:
     def _draft_at_once(self, student: str, steps: int) -> bool:
         """Draft ``steps`` tokens without the host waiting for any of them; return whether that can be done."""
         model = self.family.students.get(student)
-        if model is None or model.programs is None:
+        if model is None or model.programs is None or student in self._unready:
             return False
         steps = min(steps, model.context_limit + 1 - len(self.tokens) - len(self._draft))
         began = perf_counter()
@@ -255,6 +260,8 @@ class DecodingSession:
 
     def _draft_by_model(self, student: str, arm: Arm | None, clarity: bool) -> DraftToken | None:
         model = self.family.students[student]
+        if student in self._unready:
+            raise self._unready[student]
         if len(self.tokens) + len(self._draft) > model.context_limit:
             return None
         return self._sampler.next(student, model, self._gap(model), arm, clarity)
@@ -280,6 +287,6 @@ def _text_limit(family: Family, prompt: Sequence[int], max_new_tokens: int) -> i
         raise UserError("prompt: it is empty; give at least one token")
     if len(prompt) >= family.context_limit:
         raise UserError(f"prompt: {len(prompt)} tokens leave no room in a context of {family.context_limit}")
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens: {max_new_tokens} is not at least 1")
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise UserError(f"max_new_tokens: {max_new_tokens!r} is not an integer of at least 1")
     return min(family.context_limit, len(prompt) + max_new_tokens)

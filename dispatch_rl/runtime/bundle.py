@@ -101,6 +101,7 @@ class Bundle:
             UserError: There is something at ``path`` that may not be replaced.
         """
         check_free(path, overwrite=overwrite)
+        path = Path(os.path.realpath(path))  # a link stays, and the folder that it leads to is replaced
         path.parent.mkdir(parents=True, exist_ok=True)
         kind, tensors = to_tensors(self.policy)
         unfinished, old = (path.with_name(f".{path.name}.{os.getpid()}.{state}") for state in ("unfinished", "old"))
@@ -167,6 +168,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     Raises:
         UserError: It exists and ``overwrite`` is not set, or it exists and is no bundle.
     """
+    if Path(os.path.realpath(path)) == Path.cwd():
+        raise UserError(f"output: {path} is where you are, and the folder is replaced; give --output the name of a folder in it")
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists() and not (path / DISPATCHER).is_file():
@@ -189,7 +192,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"bundle: there is no {file}; python -m dispatch_rl.export RUN --output {path} writes a bundle")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: it is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file}: it holds no object")
@@ -255,6 +258,6 @@ def _read_policy(file: Path, kind: str, features: Sequence[Feature], num_actions
         network = policy.learned if isinstance(policy, AdaptivePolicy) else policy
         if isinstance(network, NetworkPolicy) and not np.array_equal(network.tensors()["scale"], scale):
             raise UserError("scale: it is not that of the features")
-    except (OSError, SafetensorError, UserError) as error:
+    except (OSError, SafetensorError, UserError, TypeError, AttributeError) as error:  # the last two: types that numpy lacks
         raise UserError(f"{file}: {error}") from error
     return policy

@@ -1,9 +1,11 @@
 """Dispatched decoding in transformers' ``generate``: ``target.generate(**inputs, custom_generate=dispatched("bundle"))``."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from types import FrameType
 from typing import Any, Literal
 
@@ -76,13 +78,16 @@ class DispatchedGenerate:
 
     Greedy text is the model's, token for token. Sampled text has the model's distribution; it is fixed by ``seed``, an argument of
     ``generate`` that this adds, or else by torch's random state. The cache that ``generate`` prepares is not used nor returned. For stop
-    strings give a ``StopStringCriteria``: ``generate`` keeps ``tokenizer``, which ``stop_strings`` needs, from every callable.
+    strings give a ``StopStringCriteria``: ``generate`` keeps ``tokenizer``, which ``stop_strings`` needs, from every callable. A text ends
+    where the context of the family's models does, though the model alone, beyond what it was made for, would go on.
     """
 
     def __init__(self, path: Path, family: Family | None) -> None:
         self._path = path
+        self._lock = Lock()
         self._bundle = Bundle.read(path)
         self._family = family
+        self._weights = None if family is None else _state(family.target.model)
         if family is not None:
             self._bundle.check_fits(family, path)
         self.last: Generated | None = None
@@ -120,22 +125,33 @@ class DispatchedGenerate:
         ends = [criterion.eos_token_id.tolist() for criterion in stopping_criteria if type(criterion) is EosTokenCriteria]
         others = StoppingCriteriaList([c for c in stopping_criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria)])
         prompt: list[int] = input_ids[0].tolist()
-        family = replace(self._family_of(model, sampling), eos_token_ids=frozenset(token for tokens in ends for token in tokens))
-        longest = min(limits, default=family.context_limit) - len(prompt)
+        with self._lock:
+            family = self._family_of(model, sampling)
+        family = replace(family, eos_token_ids=frozenset(token for tokens in ends for token in tokens))
+        longest = max(1, min(limits, default=family.context_limit) - len(prompt))  # `generate` asks after a token, not before
         writer = Writer(family, self._bundle.policy, self._bundle.arms, prompt, sampling, longest)
-        self.last = _written(writer, input_ids, others, streamer) if others or streamer is not None else writer.write()
-        sequences: Any = torch.tensor([[*prompt, *self.last.tokens]], device=input_ids.device)
+        self.last = written = _written(writer, input_ids, others, streamer) if others or streamer is not None else writer.write()
+        sequences: Any = torch.tensor([[*prompt, *written.tokens]], device=input_ids.device)
         return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
 
     def _family_of(self, model: PreTrainedModel, sampling: Sampling) -> Family:
         if self._family is None or self._family.target.model is not model:
             if self._family is not None:
                 raise UserError("custom_generate: the family's target is another model than the one that generates")
-            family = load_family(self._bundle.family, target=model)
+            # Tensors that are made in inference mode could not be trained again, and the model's become views of ours.
+            with torch.inference_mode(False):
+                family = load_family(self._bundle.family, target=model)
             self._bundle.check_fits(family, self._path)
             capture_graphs(family, self._bundle.arms, [sampling])
-            self._family = family
+            self._family, self._weights = family, _state(model)
+        if self._weights != _state(model):
+            raise UserError("custom_generate: the model's weights have changed since its first text; train and export for the new ones")
         return self._family
+
+
+def _state(model: PreTrainedModel) -> list[Any]:
+    """Return what differs once weights were trained, loaded, converted or moved; what is written through ``p.data`` cannot be seen."""
+    return [(id(p), p.device, p.dtype, 0 if p.is_inference() else p._version) for p in model.parameters()]
 
 
 def _written(writer: Writer, prompt: Tensor, criteria: StoppingCriteriaList, streamer: BaseStreamer | None) -> Generated:
@@ -179,6 +195,9 @@ def _check_options(config: GenerationConfig, input_ids: Tensor, others: Mapping[
         raise UserError("attention_mask: dispatched decoding reads every token of the prompt; take the padding off")
     if cache is not None and cache.get_seq_length() > 0:
         raise UserError("past_key_values: dispatched decoding keeps its own cache; leave it out")
+    positions = others.get("position_ids")
+    if positions is not None and positions.flatten().tolist() != list(range(input_ids.shape[1])):
+        raise UserError("position_ids: dispatched decoding counts positions from 0; leave them out")
     for name, value in others.items():
         if name not in _HARMLESS and value is not None and value is not False:
             raise UserError(f"{name}: dispatched decoding cannot use it; leave it out")
@@ -202,6 +221,9 @@ def _sampling(processors: LogitsProcessorList, config: GenerationConfig, seed: i
             raise UserError(f"logits_processor: {kinds[0].__name__} needs do_sample=True")
         return Sampling()
     found = dict(zip(kinds, processors, strict=True))
+    for kind, processor in found.items():
+        if getattr(processor, "filter_value", -math.inf) != -math.inf or getattr(processor, "min_tokens_to_keep", 1) != 1:
+            raise UserError(f"logits_processor: dispatched decoding cannot apply {kind.__name__} with filter_value or min_tokens_to_keep")
 
     def value(kind: type, name: str) -> Any:
         return getattr(found[kind], name) if kind in found else None

@@ -1,8 +1,9 @@
 """An exported policy that decodes: text in, text out, the target's own, sooner."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dispatch_rl.config import FamilyConfig
 from dispatch_rl.decoding.arms import ArmTable
@@ -10,6 +11,7 @@ from dispatch_rl.decoding.families import Family, load_family
 from dispatch_rl.decoding.graphs import capture_graphs
 from dispatch_rl.decoding.loop import warm_up
 from dispatch_rl.decoding.sampling import Sampling
+from dispatch_rl.errors import UserError
 from dispatch_rl.policies.base import Policy
 from dispatch_rl.runtime.bundle import Bundle
 from dispatch_rl.runtime.writer import Generated, Token, Writer
@@ -45,6 +47,8 @@ class AdaptiveDecoder:
             UserError: The bundle is broken, or the family is not the one it was made for.
         """
         bundle = Bundle.read(Path(path))
+        if not isinstance(family, Family | FamilyConfig | None):
+            raise UserError(f"family: a {type(family).__name__} is neither a Family nor a FamilyConfig")
         loaded = family if isinstance(family, Family) else load_family(family or bundle.family)
         bundle.check_fits(loaded, Path(path))
         return cls(loaded, bundle.policy, bundle.arms)
@@ -89,13 +93,11 @@ class AdaptiveDecoder:
             UserError: An argument is out of range, or the prompt fills the context.
         """
         writer = self._writer(prompt, max_new_tokens, Sampling(temperature, top_k, top_p, seed, method), stop)
-        if not stop:
-            self.last = writer.write()
-            return self.last
-        for _ in writer.stream():
-            pass
-        self.last = writer.generated()
-        return self.last
+        if stop:
+            for _ in writer.stream():
+                pass
+        self.last = written = writer.generated() if stop else writer.write()
+        return written
 
     def stream(
         self,
@@ -123,6 +125,20 @@ class AdaptiveDecoder:
         return tokens()
 
     def _writer(self, prompt: str | Sequence[int], max_new_tokens: int, sampling: Sampling, stop: str | Sequence[str]) -> Writer:
-        tokens = self.family.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        strings = [stop] if isinstance(stop, str) else list(stop)
+        tokens = self.family.encode(prompt) if isinstance(prompt, str) else _token_ids(prompt)
+        strings = [stop] if isinstance(stop, str) else list(stop or ()) if isinstance(stop, Iterable | None) else [stop]
+        if not all(isinstance(string, str) for string in strings):
+            raise UserError(f"stop: {stop!r} is neither a string nor several")
         return Writer(self.family, self.policy, self.arms, tokens, sampling, max_new_tokens, strings)
+
+
+def _token_ids(prompt: Any) -> list[int]:
+    """Return a prompt that is given as token ids.
+
+    Raises:
+        UserError: It is something else, as several prompts are.
+    """
+    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if not isinstance(values, Sequence) or isinstance(values, bytes) or not all(isinstance(value, Integral) for value in values):
+        raise UserError(f"prompt: a {type(prompt).__name__} is neither a text nor a list of token ids; one prompt at a time")
+    return list(map(int, values))

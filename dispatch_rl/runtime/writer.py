@@ -1,9 +1,12 @@
 """One text while it is written: rounds, characters, the reason why it ends, and what it took."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal
+
+import torch
 
 from dispatch_rl.decoding.arms import ArmTable
 from dispatch_rl.decoding.families import Family
@@ -75,8 +78,9 @@ class Writer:
             raise UserError(f"prompt: token {unknown[0]} is not in 0 ... {family.vocab - 1}")
         self._stop = StopStrings(stop)
         self._detokenizer = Detokenizer(family.tokenizer, prompt)
-        self.session = DecodingSession(family, prompt, sampling, max_new_tokens)
-        self.dispatch = Dispatch(self.session, policy, arms)
+        with _turn(family):
+            self.session = DecodingSession(family, prompt, sampling, max_new_tokens)
+            self.dispatch = Dispatch(self.session, policy, arms)
         self._family = family
         self._tokens = self.session.text_tokens
         self._pieces: list[str] = []
@@ -84,10 +88,11 @@ class Writer:
 
     def step(self) -> Round:
         """Do one round."""
-        began = perf_counter()
-        record = self.dispatch.step()
-        self._family.synchronise()
-        self._decoding_ms += 1000 * (perf_counter() - began)
+        with _turn(self._family):
+            began = perf_counter()
+            record = self.dispatch.step()
+            self._family.synchronise()
+            self._decoding_ms += 1000 * (perf_counter() - began)
         return record
 
     def write(self) -> "Generated":
@@ -141,3 +146,16 @@ class Writer:
             "tokens_per_second": 1000 * emitted / self._decoding_ms if rounds else None,
             "decision_overhead": decision_ms / self._decoding_ms if rounds else None,
         }
+
+
+@contextmanager
+def _turn(family: Family) -> Iterator[None]:
+    """Have the family's models to oneself: texts of several threads take turns by round.
+
+    Raises:
+        UserError: torch.autocast would change the types of what the models compute.
+    """
+    if torch.is_autocast_enabled(family.device.type):
+        raise UserError("autocast: the models run in their own type; leave torch.autocast for the time of writing")
+    with family.target.lock:
+        yield
