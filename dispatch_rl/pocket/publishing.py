@@ -52,7 +52,7 @@ def _first_steps(recipe: Recipe) -> str:
 
 def _last_steps(recipe: Recipe) -> str:
     settings = recipe.optimisation
-    grown = [] if recipe.init else recipe.grown
+    grown = recipe.grown if recipe.first_step < settings.steps else []
     began = f" {' and '.join(grown)} began as a selection of its layers." if grown else ""
     when = "Then" if recipe.first_step == settings.steps else "After that"
     temperatures = " and ".join(f"{temperature:g}" for temperature in settings.last_temperatures)

@@ -58,7 +58,8 @@ class Recipe:
     output: Path = Path("runs/pocket-family")
     """Folder of the family; also where a killed training is resumed from."""
     init: Path | None = None
-    """A finished family to begin with, with the recipe's sizes; its models go on as they are."""
+    """A finished family to begin with, with the recipe's sizes; its models go on as they are, but for students of its target's width:
+    once that has learned on, they begin anew as some of its layers."""
     init_step: int | None = None
     """Step at which a training begun with ``init`` begins; null: once the target is finished, so that only students learn."""
     seed: int = 0

@@ -139,7 +139,7 @@ class FamilyTrainer:
         """Do one step and return the loss of every model that learned, still on the device."""
         settings = self.recipe.optimisation
         learning = [group for group in self._groups if group.first <= self.step < group.end]
-        if self.step == settings.steps and self.recipe.init is None:
+        if self.step == settings.steps and self.recipe.first_step < self.step:
             for name in self.recipe.grown:
                 start_from_layers_of(self.models["target"], self.models[name])
         names = [name for group in learning for name in group.models]
