@@ -192,8 +192,8 @@ def test_a_finished_family_learns_on_from_any_step(
             assert 0 < apart <= 0.5 * 1.05 * 0.008 * (1 if init_step == 0 else 0.3), "half of the rate, after one of two steps of its rise"
     assert trained.step == trained.total_steps
     target = parameters(trained, "target")
-    for key, p in parameters(trained, "small").items():
-        assert float((p - target[key.replace("small.", "target.")]).abs().max()) < 0.05, key
+    for key, weight in parameters(trained, "small").items():
+        assert float((weight - target[key.replace("small.", "target.")]).abs().max()) < 0.05, key
 
 
 def test_a_family_to_begin_with_has_the_sizes_of_the_recipe(tmp_path: Path, uninterrupted: FamilyTrainer) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dispatch_rl.tracking.base import Row
+from dispatch_rl.tracking.interrupts import undisturbed
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 class TensorBoardTracker:
     """Numbers, pictures, and tables as text.
+
+    Its writer has a queue and a thread, which an interrupt in the wrong place would leave waiting for each other.
 
     Args:
         folder: Where the events go.
@@ -36,9 +39,10 @@ class TensorBoardTracker:
         self._behind = step
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        with undisturbed():
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
 
     def summarise(self, values: Mapping[str, float]) -> None:
         pass
@@ -46,19 +50,22 @@ class TensorBoardTracker:
     def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         lines = [columns, ["---"] * len(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
-        self._writer.add_text(name, "\n".join("| " + " | ".join(line) + " |" for line in lines), step)
+        with undisturbed():
+            self._writer.add_text(name, "\n".join("| " + " | ".join(line) + " |" for line in lines), step)
 
     def image(self, step: int, name: str, png: bytes) -> None:
         import numpy as np
         from PIL import Image
 
-        self._writer.add_image(name, np.asarray(Image.open(BytesIO(png)).convert("RGB")), step, dataformats="HWC")
+        with undisturbed():
+            self._writer.add_image(name, np.asarray(Image.open(BytesIO(png)).convert("RGB")), step, dataformats="HWC")
 
     def bundle(self, name: str, folder: Path, about: Row) -> None:
         pass
 
     def finish(self, failed: bool) -> None:
-        self._writer.close()
+        with undisturbed():
+            self._writer.close()
 
 
 def _cell(value: object) -> str:
