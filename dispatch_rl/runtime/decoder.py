@@ -20,7 +20,7 @@ Method = Literal["coupled", "rejection"]
 
 
 class AdaptiveDecoder:
-    """A family and the policy that dispatches in it. Decodes one text at a time.
+    """A family and the policy that dispatches in it. Decodes one text at a time; streams and threads take turns by round.
 
     Args:
         family: The models.
