@@ -256,3 +256,11 @@ def test_the_file_that_ships_is_for_both(capsys: pytest.CaptureFixture[str], mon
         config = cli.build(TrainConfig, parser, cli.parse(parser, command.parts(shlex.split(line))[1]))
         assert (config.prompts.max_new_tokens, config.evaluation.prompts) == (128, 0)
         assert f"--ppo.learning_rate={config.ppo.learning_rate}" in line
+
+
+def test_no_band_is_passed_unseen() -> None:
+    """A run that is faster than the looks at it is compared at every band since the last; at those before, it was."""
+    hyperband = read_stopping({"type": "hyperband", "min_iter": 3, "strict": True}, "file")
+    slow, better = [8.0] * 20, [5.0] * 8
+    assert [hyperband.stops(slow, [better], seen) for seen in (0, 2, 3, 8)] == [True, True, False, False]
+    assert not hyperband.stops(better, [slow], 0)

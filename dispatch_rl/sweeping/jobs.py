@@ -32,6 +32,8 @@ class Job:
         self.path = folder / run.name
         self.log = folder / f"{run.name}.log"
         self.stopped_early = False
+        self.seen = 0
+        """Validations at the last look."""
         self.process = self._start(words)
 
     def _start(self, words: Sequence[str]) -> "subprocess.Popen[bytes]":

@@ -30,17 +30,18 @@ class Hyperband:
     eta: float
     strict: bool
 
-    def stops(self, values: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
-        """Return whether a run is to be stopped.
+    def stops(self, values: Sequence[float], others: Sequence[Sequence[float]], seen: int = 0) -> bool:
+        """Return whether a run is to be stopped: at its last band, or at one that it has passed since it was last looked at.
 
         Args:
             values: The run's metric, iteration by iteration; less is better.
             others: The same of all other runs, ended or not.
+            seen: How many of ``values`` there were then; a fast run passes several bands between two looks.
         """
         passed = [band for band in self.bands if band <= len(values)]
-        if not passed:
-            return False
-        band = passed[-1]
+        return any(self._stops_at(band, values, others) for band in passed if band > seen or band == passed[-1])
+
+    def _stops_at(self, band: int, values: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
         at_band = sorted(run[band - 1] for run in (values, *others) if len(run) >= band)
         threshold = at_band[min(int(len(at_band) / self.eta), len(at_band) - 1)]
         return (values[band - 1] if self.strict else min(values)) > threshold

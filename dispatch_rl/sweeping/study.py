@@ -173,13 +173,13 @@ class SweepStudy:
             if step not in known:
                 run.trial.report(value, step)
 
-    def stops(self, run: Run, values: Sequence[float]) -> bool:
-        """Return whether a run with these validations is to be stopped early."""
+    def stops(self, run: Run, values: Sequence[float], seen: int) -> bool:
+        """Return whether a run with these validations, of which ``seen`` are known from before, is to be stopped early."""
         rule, sign = self.sweep.stopping, self.sweep.metric.sign
         if rule is None:
             return False
         others = [history(trial) for trial in self.trials() if trial.number != run.trial.number]
-        return rule.stops([sign * value for value in values], [[sign * value for value in other] for other in others])
+        return rule.stops([sign * value for value in values], [[sign * value for value in other] for other in others], seen)
 
     def best(self, values: Sequence[float]) -> float:
         """Return the best of some values of the metric."""

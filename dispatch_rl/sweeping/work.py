@@ -69,10 +69,11 @@ class Worker:
         values = job.validations(self.metric.key)
         self.study.report(job.run, values)
         if status is None:
-            if not job.stopped_early and self.study.stops(job.run, values):
+            if not job.stopped_early and self.study.stops(job.run, values, job.seen):
                 job.stopped_early = True
                 job.end()
                 job.wait()
+            job.seen = len(values)
             return
         self.jobs.remove(job)
         if job.stopped_early and status:
