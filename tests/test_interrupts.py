@@ -18,14 +18,16 @@ class Stopped(BaseException):
 
 @pytest.fixture(autouse=True)
 def _handled() -> Iterator[None]:
-    """Let SIGTERM raise, as ``cli.run`` does."""
+    """Let SIGTERM raise, as ``cli.run`` does, and Ctrl-C, which processes in the background may ignore."""
 
     def stop(number: int, frame: object) -> None:
         raise Stopped(number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
