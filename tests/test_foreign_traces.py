@@ -198,7 +198,7 @@ def test_a_profile_of_a_target_that_takes_no_time_is_refused(tmp_path: Path) -> 
 def test_policy_iteration_of_hardly_any_states(tmp_path: Path) -> None:
     """Where chance takes no state at all, the beginning of a text is one."""
     world = made_up_world(tmp_path / "mine.parquet", random_rows(Random(3), 20), [Arm("a", 2), Arm(NONE)], made_up_profile(a=1, b=2))
-    for seed in range(4):
+    for seed in range(24):
         assert len(PolicyIteration(world, PolicyIterationConfig(states=1, n_epochs=1), seed).step().observations) >= 1
 
 
