@@ -176,8 +176,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         world = source.world("test")
         learned.check_fits(len(world.features), len(world.arms), run.best_policy)
-        if trained.replay.traces is not None:
-            run.check_interface([feature.name for feature in world.features], [arm.name for arm in world.arms])
+        run.check_interface([feature.name for feature in world.features], [arm.name for arm in world.arms])
     found = evaluate_run(run, trained, learned, family, source)
     if config.json is not None:
         write_json(config.json, found.rows())

@@ -109,7 +109,9 @@ def bundle_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family 
 
 def training_summary(run: "RunFolder", config: TrainConfig) -> dict[str, Any]:
     """Return how the learned policy of a run was made."""
-    rows = run.metric_rows()
+    from dispatch_rl.runs import read_metrics
+
+    rows = read_metrics(run.metrics)
     validated = [row["validation_latency_ms_per_token"] for row in rows if "validation_latency_ms_per_token" in row]
     return {
         "env": config.env,

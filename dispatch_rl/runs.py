@@ -146,11 +146,6 @@ class RunFolder:
             lines = self.metrics.read_text(encoding="utf-8").splitlines()
             write_atomically(self.metrics, "".join(line + "\n" for line in lines if _step_of(line) <= step))
 
-    def metric_rows(self) -> list[dict[str, Any]]:
-        """Return the metrics so far, without a line that a kill cut off."""
-        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
-        return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
-
     def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to the metrics."""
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -169,3 +164,17 @@ def environment(device: str) -> dict[str, str]:
     """Return the versions and the machine that numbers depend on."""
     versions = {package: version(package) for package in _PACKAGES}
     return {"python": platform.python_version(), **versions, "device": device, "machine": platform.machine()}
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of metrics; a last line that is still being written is left out."""
+    if not path.is_file():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+    rows = []
+    for line in whole.splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # cut off by a kill, and written again behind
+    return [row for row in rows if isinstance(row, dict)]

@@ -1,6 +1,5 @@
 """One run of a sweep at work: a training in a process of its own."""
 
-import json
 import math
 import os
 import shlex
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
+from dispatch_rl.runs import read_metrics
 from dispatch_rl.sweeping.command import parts
 from dispatch_rl.sweeping.study import Run
 
@@ -86,17 +86,3 @@ class Job:
         """Return the last line of the log."""
         lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         return lines[-1][:200] if lines else ""
-
-
-def read_metrics(path: Path) -> list[dict[str, object]]:
-    """Return the rows of a file of metrics; a last line that is still being written is left out."""
-    if not path.is_file():
-        return []
-    whole, _, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
-    rows = []
-    for line in whole.splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # cut off by a kill, and written again behind
-    return [row for row in rows if isinstance(row, dict)]
