@@ -1,11 +1,10 @@
 """The run's own record: ``metrics.jsonl``, one object a line."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dispatch_rl.runs import RunFolder
+from dispatch_rl.runs import RunFolder, read_metrics
 from dispatch_rl.tracking.base import Row
 
 _CLOCK = ("seconds", "steps_per_second")
@@ -56,8 +55,7 @@ class LinesTracker:
 
 def told(run: RunFolder) -> Iterator[tuple[int, dict[str, float]]]:
     """Yield the steps and numbers, by ``section/metric``, of a run's record: the inverse of :meth:`LinesTracker.log`."""
-    lines = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []
-    for row in map(json.loads, lines):
+    for row in read_metrics(run.metrics):
         step = row.pop("step")
         values = {f"arms/{arm}": share for arm, share in row.pop("arm_shares", {}).items()}
         for key, value in row.items():
