@@ -120,15 +120,17 @@ def test_a_text_that_outgrows_the_cache_is_captured_again(monkeypatch: pytest.Mo
     lines: list[str] = []
     captured = again(family, Tapes())
     graphs.capture_graphs(captured, [Arm("tiny", 4)], tell=lines.append)
-    before = captured.target.cache.addresses()
+    cache = captured.target.cache
+    assert isinstance(cache, StackedCache)
+    before = cache.buffer
     prompt = [3 + i * i % 61 for i in range(480)]
     for _ in range(2):
         sampling = Sampling(1.0, seed=1)
         plain = decode(family, prompt, sampling, 30, lambda s: s.step(Arm("tiny", 4)))
         assert outline(decode(captured, prompt, sampling, 30, lambda s: s.step(Arm("tiny", 4)))) == outline(plain)
     assert len(lines) == 4, "both models were captured twice"
-    assert captured.target.cache.addresses() != before
-    assert captured.target.cache.capacity == 1024
+    assert cache.buffer is not before
+    assert cache.capacity == 1024
     assert captured.target.programs is not None
     assert captured.target.programs.fits
 
