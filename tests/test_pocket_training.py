@@ -18,6 +18,7 @@ from dispatch_rl.pocket.recipe import ModelSize, Optimisation, Recipe
 from dispatch_rl.pocket.training import (
     FamilyTrainer,
     build_model,
+    denormals_as_zero,
     learning_rate_factor,
     start_from_layers_of,
     train_family,
@@ -135,6 +136,26 @@ def test_the_last_steps_have_their_own_share_of_problems(tmp_path: Path, monkeyp
     monkeypatch.setattr(CORPUS, "batch", told)
     train_family(trained, lambda line: None)
     assert shares == [0.67] * 4 + [0.34] * 2
+
+
+@pytest.mark.parametrize(("known", "narrow"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)])
+def test_a_cpu_that_does_not_multiply_bfloat16_learns_in_float32(
+    known: dict[str, bool], narrow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Emulated, it would be several times slower."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    trained, seen = trainer(tmp_path), list[bool]()
+    trained.models["target"].register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    trained.train_step()
+    assert seen == [narrow]
+
+
+def test_denormals_are_zero_while_a_family_trains() -> None:
+    """And not after it."""
+    small = torch.tensor(1e-39)
+    with denormals_as_zero():
+        assert small * 0.5 == 0
+    assert small * 0.5 > 0
 
 
 def published(models: Models, folder: Path) -> Path:

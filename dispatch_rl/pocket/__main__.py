@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     from dispatch_rl.pocket.corpus import Corpus, encode_files, folder_files, tokenizer_sample
     from dispatch_rl.pocket.publishing import publish
     from dispatch_rl.pocket.tokenizer import train_tokenizer
-    from dispatch_rl.pocket.training import FamilyTrainer, train_family
+    from dispatch_rl.pocket.training import FamilyTrainer, denormals_as_zero, train_family
 
     recipe.output.mkdir(parents=True, exist_ok=True)
     _keep_recipe(recipe, parser.dump(namespace))
@@ -43,8 +43,9 @@ def main(argv: Sequence[str]) -> None:
         tokenizer.save_pretrained(kept)
     print(f"reading {len(files)} files", flush=True)
     corpus = Corpus(tokenizer, encode_files(tokenizer, files), window=recipe.window, seed=recipe.seed)
-    trainer = FamilyTrainer(recipe, tokenizer, corpus)
-    train_family(trainer, lambda line: print(line, flush=True))
+    with denormals_as_zero():
+        trainer = FamilyTrainer(recipe, tokenizer, corpus)
+        train_family(trainer, lambda line: print(line, flush=True))
     publish(trainer.models, tokenizer, recipe)
     card.main([f"--folder={recipe.output}", f"--students=[{','.join(recipe.students)}]", f"--threads={recipe.threads}"])
 

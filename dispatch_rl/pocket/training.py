@@ -7,7 +7,8 @@ A step is a pure function of the parameters, the optimisers' state and the step 
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,7 +158,7 @@ class FamilyTrainer:
         share = settings.last_reasoning_share if last else recipe.reasoning_share
         tokens = torch.from_numpy(self.corpus.batch(self.step, recipe.batch_rows, share)).to(self.device)
         models = nn.ModuleDict({name: self.models[name] for name in dict.fromkeys(["target", *names])})
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=_multiplies_bfloat16(self.device)):
             if last:
                 return self._last_losses(models, tokens, settings.last_temperatures)
             return self._joint_losses(models, tokens, settings.distillation, settings.student_stride)
@@ -210,6 +211,27 @@ def train_family(trainer: FamilyTrainer, log: Callable[[str], None]) -> None:
             log(f"step {trainer.step}/{total}  {'  '.join(f'{k} {v:.3f}' for k, v in values.items())}  {rate:.0f} tokens/s")
         if trainer.step % recipe.checkpoint_every == 0 or trainer.step == total:
             trainer.save()
+
+
+@contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """Take numbers too small for full precision as zero: the gradients of attention are full of them, and some CPUs crawl over each.
+
+    Threads inherit this when they are started, so it comes before the first parallel work.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether the hardware multiplies bfloat16; a CPU that emulates it is several times slower than in float32."""
+    if device.type != "cpu":
+        return True
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 has no such list
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def _device(name: str) -> torch.device:
