@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
+from dispatch_rl.decoding.arms import NONE, Arm
 from dispatch_rl.decoding.device_sampling import make_sampler
-from dispatch_rl.decoding.drafts import DraftToken, Gap
+from dispatch_rl.decoding.drafting import Draft
+from dispatch_rl.decoding.drafts import DraftToken
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.features import FeatureTracker
 from dispatch_rl.decoding.judging import ROOM_FOR_HEDGES, judge
-from dispatch_rl.decoding.lookup import LookupIndex
-from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.rounds import Round, arm_name
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
@@ -42,17 +41,15 @@ class DecodingSession:
         self.prompt_length = len(prompt)
         self.rounds: list[Round] = []
         self.finish_reason: Literal["stop", "length"] | None = None
+        self.tokens = list(prompt)
+        """Token ids of prompt and text."""
         self._sampler = make_sampler(sampling, family.vocab, family.device)
         self._tracker = FeatureTracker(tuple(family.students))
-        self._lookup = LookupIndex()
-        self._draft: list[DraftToken] = []
-        self._unready: dict[str, Exception] = {}
-        """Students that could not begin this text, and why."""
-        self._draft_ms = 0.0
+        self._draft = Draft(family, self._sampler, self.tokens, self.limit)
         self._round_began: float | None = None
         self._paused: float | None = None
         began = perf_counter()
-        self._prefill(list(prompt))
+        self._prefill()
         self.prefill_ms = 1000 * (perf_counter() - began)
         """Time to the first token."""
 
@@ -69,21 +66,21 @@ class DecodingSession:
     @property
     def room(self) -> int:
         """How many tokens may still be drafted in this round: one less than may be emitted."""
-        return self.limit - len(self.tokens) - 1 - len(self._draft)
+        return self._draft.room
 
     @property
     def drafted(self) -> tuple[DraftToken, ...]:
         """The draft so far."""
-        return tuple(self._draft)
+        return tuple(self._draft.tokens)
 
     @property
     def draft_ms(self) -> float:
         """Time that the draft has taken so far."""
-        return self._draft_ms
+        return self._draft.took_ms
 
     def observation(self) -> NDArray[np.float32]:
         """Return the features before the next round ``[features]``."""
-        match, _ = self._lookup.find([])
+        match, _ = self._draft.lookup.find([])
         written = len(self.tokens)
         lags = [written - 1 - student.length for student in self.family.students.values()]
         position = (written - self.prompt_length) / (self.limit - self.prompt_length)
@@ -98,11 +95,11 @@ class DecodingSession:
         """
         self._begin_round()
         try:
-            self._draft_arm(arm)
+            self._draft.add_all(arm)
         except Exception as error:
             if on_failure is None:
                 raise
-            self._draft = []
+            self._draft.tokens = []
             on_failure(error)
             arm = Arm(NONE)
         return self.verify(arm.name)
@@ -111,7 +108,7 @@ class DecodingSession:
         """Do one round in which ``policy`` is asked before every draft token."""
         self._begin_round()
         while self.room > 0:
-            student = policy(tuple(self._draft))
+            student = policy(self.drafted)
             if student is None or student == NONE or self.draft(student) is None:
                 break
         return self.verify()
@@ -130,13 +127,7 @@ class DecodingSession:
         self._begin_round()
         if self.room < 1:
             raise ValueError("the text has no room for another draft token")
-        began = perf_counter()
-        token = self._draft_by_lookup() if student == LOOKUP else self._draft_by_model(student, arm, clarity)
-        if token is not None:
-            self._draft.append(token)
-        self.family.synchronise()
-        self._draft_ms += 1000 * (perf_counter() - began)
-        return token
+        return self._draft.add(student, arm, clarity)
 
     def pause(self) -> None:
         """Stop the clock of the round until :meth:`draft` or :meth:`verify` is called: what happens meanwhile is not decoding."""
@@ -147,11 +138,11 @@ class DecodingSession:
         """Let the target judge the draft, commit what stands, and return the record of the round."""
         self._begin_round()
         began = perf_counter()
-        verdict = judge(self.family, self._sampler, self.tokens[-1], self._draft, len(self.tokens), len(self.rounds))
+        verdict = judge(self.family, self._sampler, self.tokens[-1], self._draft.tokens, len(self.tokens), len(self.rounds))
         entropies = verdict.statistics.entropy_nats.tolist()
         verify_ms = 1000 * (perf_counter() - began)
 
-        students = tuple(d.student for d in self._draft)
+        students = tuple(d.student for d in self._draft.tokens)
         self._commit(verdict.emitted, verdict.accepted, verdict.hedge_row)
         assert self._round_began is not None
         total_ms = 1000 * (perf_counter() - self._round_began)
@@ -162,15 +153,16 @@ class DecodingSession:
             num_accepted=min(verdict.accepted, len(verdict.emitted)),
             emitted=tuple(verdict.emitted),
             entropies_nats=tuple(entropies),
-            draft_ms=self._draft_ms,
+            draft_ms=self._draft.took_ms,
             verify_ms=verify_ms,
-            overhead_ms=total_ms - self._draft_ms - verify_ms,
+            overhead_ms=total_ms - self._draft.took_ms - verify_ms,
             num_hedges=verdict.hedges,
             hedge_stood=verdict.hedge_row is not None,
         )
         self._tracker.update(record, float(verdict.statistics.top1_probability[-1]), float(verdict.statistics.margin[-1]))
         self.rounds.append(record)
-        self._draft, self._draft_ms, self._round_began = [], 0.0, None
+        self._draft.next_round()
+        self._round_began = None
         return record
 
     def _begin_round(self) -> None:
@@ -191,21 +183,16 @@ class DecodingSession:
         """Empty the family's caches for this text; students will read it when they are chosen."""
         self.family.target.reader = self
         self.family.target.start(self.limit + ROOM_FOR_HEDGES)
-        self._unready = {}
-        for name, student in self.family.students.items():
-            try:
-                student.start(self.limit + ROOM_FOR_HEDGES)
-            except Exception as error:  # out of memory, say: raised where it is to draft, and the target needs no student
-                self._unready[name] = error
+        self._draft.start_students()
 
-    def _prefill(self, prompt: list[int]) -> None:
+    def _prefill(self) -> None:
         """Read the prompt with the target only; a student that is never chosen never reads it."""
         self._claim_caches()
-        self.tokens = list(prompt)
+        prompt = self.tokens
         logits = self.family.target.forward(torch.tensor(prompt, device=self.family.device), rows=1)
         _, first = self._sampler.verify(logits, self.family.no_tokens, None, len(prompt), 0)
         seen = self._sampler.statistics(logits, 1)
-        self._lookup.extend(prompt)
+        self._draft.lookup.extend(prompt)
         self._tracker.start(float(seen.entropy_nats[0]), float(seen.top1_probability[0]), float(seen.margin[0]))
         self._commit([first], 0)
 
@@ -216,69 +203,13 @@ class DecodingSession:
             self.family.target.roll_back(stands)
         else:
             self.family.target.adopt(len(self.tokens) - 1 + hedge_row, stands)
-        for student in {d.student for d in self._draft} - {LOOKUP}:
-            self.family.students[student].roll_back(stands)
+        self._draft.roll_back(stands)
         self.tokens += emitted
-        self._lookup.extend(emitted)
+        self._draft.lookup.extend(emitted)
         if self.tokens[-1] in self.family.eos_token_ids:
             self.finish_reason = "stop"
         elif len(self.tokens) >= self.limit:
             self.finish_reason = "length"
-
-    def _draft_arm(self, arm: Arm) -> None:
-        """Draft what ``arm`` says.
-
-        Raises:
-            FloatingPointError: The student's logits are not numbers. Rejection sampling would let them into the text.
-        """
-        steps = min(arm.length, self.room)
-        if not arm.watches and self._draft_at_once(arm.student, steps):
-            return
-        limited, confidence, least = arm if arm.watches else None, 1.0, arm.min_confidence or 0.0
-        for _ in range(steps):
-            token = self.draft(arm.student, limited)
-            if token is None or (limited and token.id in self.family.eos_token_ids):
-                break
-            confidence *= token.chance
-            if confidence < least:
-                break
-        self._sampler.check(self._draft)
-
-    def _draft_at_once(self, student: str, steps: int) -> bool:
-        """Draft ``steps`` tokens without the host waiting for any of them; return whether that can be done."""
-        model = self.family.students.get(student)
-        if model is None or model.programs is None or student in self._unready:
-            return False
-        steps = min(steps, model.context_limit + 1 - len(self.tokens) - len(self._draft))
-        began = perf_counter()
-        drafted = self._sampler.run(student, model, self._gap(model), steps) if steps > 0 else None
-        if drafted is None:
-            return False
-        self._draft += drafted
-        self._draft_ms += 1000 * (perf_counter() - began)
-        return True
-
-    def _draft_by_model(self, student: str, arm: Arm | None, clarity: bool) -> DraftToken | None:
-        model = self.family.students[student]
-        if student in self._unready:
-            raise self._unready[student]
-        if len(self.tokens) + len(self._draft) > model.context_limit:
-            return None
-        return self._sampler.next(student, model, self._gap(model), arm, clarity)
-
-    def _gap(self, model: CachedModel) -> Gap:
-        """Return what a student has not read before the next draft token."""
-        read, written, slot = model.length, len(self.tokens), len(self._draft)
-        drafted = [d.token for d in self._draft[max(0, read - written) :]]
-        return Gap(self.tokens[read:], drafted, written + slot, len(self.rounds), slot)
-
-    def _draft_by_lookup(self) -> DraftToken | None:
-        ids = [d.id for d in self._draft]
-        _, proposed = self._lookup.find(ids)
-        if proposed is None:
-            return None
-        token = torch.tensor([proposed], device=self.family.device)
-        return DraftToken(LOOKUP, token, self._sampler.one_hot(token), known=proposed)
 
 
 def _text_limit(family: Family, prompt: Sequence[int], max_new_tokens: int) -> int:
