@@ -15,72 +15,30 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dispatch_rl.decoding.cache import AnyCache, StackedCache, StaticPlace
+from dispatch_rl.decoding.projections import Linear, Norm, choose_order, fuse
 from dispatch_rl.kernels.rotate_and_store import HeadNorms
 
 _ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _ROPE_TYPES = {"default", "linear", "llama3", "yarn"}
 """Rotary embeddings whose angles depend on the position alone."""
-_READ_AHEAD_BYTES = 2 << 20
-"""Larger weights would not stay near until they are multiplied."""
-
-
-class _Linear:
-    """A projection by a weight ``[outputs, inputs]`` that the model holds."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._bias = weight.data.t(), bias
-        self._ahead = _on_plain_cpu(weight) and weight.nbytes <= _READ_AHEAD_BYTES
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self._read_ahead()
-        return torch.mm(x, self._weight) if self._bias is None else torch.addmm(self._bias, x, self._weight)
-
-    def add_to(self, sums: Tensor, x: Tensor) -> None:
-        """Add the outputs for ``x`` to ``sums``."""
-        self._read_ahead()
-        sums.addmm_(x, self._weight)
-        if self._bias is not None:
-            sums.add_(self._bias)
-
-    def _read_ahead(self) -> None:
-        """Bring the weight near: a product of few rows waits longer for what is far than a sum, which goes from front to back."""
-        if self._ahead:
-            self._weight.sum()
-
-
-class _Norm:
-    """Divides rows by their root mean square and multiplies them by a weight."""
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        self._weight, self._eps, self._shape = weight.data, eps, weight.shape
-        self._short = _on_plain_cpu(weight)
-        size = len(weight)
-        self._scaled = self._weight * size**0.5 if self._short else self._weight
-        self._root = torch.tensor((size * eps) ** 0.5)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if not self._short:
-            return F.rms_norm(x, self._shape, self._weight, self._eps)
-        # Without a kernel of its own, a CPU does rms_norm in seven operations; these are four.
-        return (x * self._scaled).div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self._root))
-
-
-def _on_plain_cpu(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 @dataclass(frozen=True)
 class _Layer:
-    attention_norm: _Norm
-    qkv: _Linear
-    q_norm: _Norm | None
-    k_norm: _Norm | None
+    attention_norm: Norm
+    qkv: Linear
+    q_norm: Norm | None
+    k_norm: Norm | None
     head_norms: HeadNorms | None
     """Both of these in one, for the static pass."""
-    out: _Linear
-    mlp_norm: _Norm
-    gate_up: _Linear
-    down: _Linear
+    out: Linear
+    mlp_norm: Norm
+    gate_up: Linear
+    down: Linear
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.qkv, self.out, self.gate_up, self.down
 
 
 def is_supported(model: PreTrainedModel) -> bool:
@@ -112,8 +70,9 @@ class FusedForward:
         self._head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._embedding: Tensor = body.embed_tokens.weight
         self._layers = [_layer(layer, config.rms_norm_eps) for layer in body.layers]
-        self._norm = _Norm(body.norm.weight, config.rms_norm_eps)
-        self._head = _Linear(model.get_output_embeddings().weight, None)
+        self._norm = Norm(body.norm.weight, config.rms_norm_eps)
+        self._head = Linear(model.get_output_embeddings().weight, None)
+        choose_order([part for layer in self._layers for part in layer.linears] + [self._head])
         self._rotary = body.rotary_emb
         self._cos = self._sin = torch.empty(0, 0)
 
@@ -226,30 +185,13 @@ def _layer(layer: Any, eps: float) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     normed = hasattr(attention, "q_norm")
     return _Layer(
-        attention_norm=_Norm(layer.input_layernorm.weight, eps),
-        qkv=_fuse([attention.q_proj, attention.k_proj, attention.v_proj]),
-        q_norm=_Norm(attention.q_norm.weight, eps) if normed else None,
-        k_norm=_Norm(attention.k_norm.weight, eps) if normed else None,
+        attention_norm=Norm(layer.input_layernorm.weight, eps),
+        qkv=fuse([attention.q_proj, attention.k_proj, attention.v_proj]),
+        q_norm=Norm(attention.q_norm.weight, eps) if normed else None,
+        k_norm=Norm(attention.k_norm.weight, eps) if normed else None,
         head_norms=HeadNorms(attention.q_norm.weight.data, attention.k_norm.weight.data, eps) if normed else None,
-        out=_Linear(attention.o_proj.weight, attention.o_proj.bias),
-        mlp_norm=_Norm(layer.post_attention_layernorm.weight, eps),
-        gate_up=_fuse([mlp.gate_proj, mlp.up_proj]),
-        down=_Linear(mlp.down_proj.weight, mlp.down_proj.bias),
+        out=Linear(attention.o_proj.weight, attention.o_proj.bias),
+        mlp_norm=Norm(layer.post_attention_layernorm.weight, eps),
+        gate_up=fuse([mlp.gate_proj, mlp.up_proj]),
+        down=Linear(mlp.down_proj.weight, mlp.down_proj.bias),
     )
-
-
-def _fuse(linears: list[nn.Linear]) -> _Linear:
-    """Stack the weights of ``linears``, which from then on are views of the stack: nothing is held twice."""
-    stacked: list[Tensor | None] = []
-    for name in ("weight", "bias"):
-        parts = [getattr(linear, name) for linear in linears]
-        if parts[0] is None:
-            stacked.append(None)
-            continue
-        whole = torch.cat([part.data for part in parts])
-        for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
-            part.data = view
-        stacked.append(whole)
-    weight, bias = stacked
-    assert weight is not None
-    return _Linear(weight, bias)
