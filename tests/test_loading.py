@@ -211,6 +211,8 @@ def lookup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mock:
     lookup = Mock(side_effect=OSError("no network here"))
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://huggingface.co")
     return lookup
 
 

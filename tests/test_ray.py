@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from io import StringIO
@@ -78,11 +78,24 @@ def wait_for(process: "subprocess.Popen[str]", event: Callable[[], bool]) -> Non
 def kill_an_actor(output: Path) -> bool:
     """Kill an actor that is in the middle of a shard, if one can be caught there and others have finished shards."""
     for attempts in output.glob(".*.attempts"):
-        pid = attempts.read_text() if attempts.exists() else ""
-        if pid.strip() and list(output.glob("*/shard-?????")):
-            os.kill(int(pid), signal.SIGKILL)
-            return attempts.exists()
+        pid = _last_line(attempts)
+        if not pid or not list(output.glob("*/shard-?????")):
+            continue
+        with suppress(ProcessLookupError):
+            # Stopped, it cannot end its shard between the look and the blow.
+            os.kill(int(pid), signal.SIGSTOP)
+            caught = _last_line(attempts) == pid
+            os.kill(int(pid), signal.SIGKILL if caught else signal.SIGCONT)
+            return caught
     return False
+
+
+def _last_line(path: Path) -> str:
+    """Return the last line of a file that may be gone."""
+    try:
+        return path.read_text().strip().rpartition("\n")[2]
+    except FileNotFoundError:
+        return ""
 
 
 def ray_processes(session: int) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from wandb.wandb_agent import Agent
 
-from dispatch_rl import sweep
+from dispatch_rl import checkpoints, sweep
 from dispatch_rl.errors import UserError
 from tests.sweeps import write
 from tests.traces import made_up_profile, random_rows, write_traces
@@ -44,11 +44,15 @@ def command(folder: Path, steps: int) -> list[str]:
     return ["${env}", "${interpreter}", "-m", "${program}", *options, f"--runs={folder}/runs", "${args}"]
 
 
+_HANGS_S = 600
+"""Nothing here takes so long."""
+
+
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that another process does."""
-    deadline = monotonic() + 120
+    """Wait for something that another process does, however busy the machine is."""
+    deadline = monotonic() + _HANGS_S
     while not condition():
-        assert monotonic() < deadline, "it did not happen"
+        assert monotonic() < deadline, "it hangs"
         sleep(0.05)
 
 
@@ -101,7 +105,7 @@ def test_runs_that_fail_or_lag_do_not_end_a_sweep(
 ) -> None:
     """A run that cannot train is one line with the place of its log; one that learns nothing is stopped, and closes what it has open."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    parameters = {"ppo": {"values": [{"learning_rate": 0.003}, {"batch_size": 999}, {"learning_rate": 1e-9, "total_steps": 10**9}]}}
+    parameters = {"ppo": {"values": [{"learning_rate": 0.003}, {"batch_size": 999}, {"learning_rate": 1e-9, "total_steps": 10**5}]}}
     early = {"type": "hyperband", "min_iter": 3, "strict": True}
     path = write(tmp_path, method="grid", parameters=parameters, early_terminate=early, command=command(tmp_path, 1024))
     sweep.main([str(path), f"--runs={tmp_path}"])
@@ -145,4 +149,6 @@ def test_the_agent_of_wandb_starts_and_stops_runs(tmp_path: Path, monkeypatch: p
     until(lambda: (run / "state" / "state.json").is_file() or process.poll() is not None)
     agent._process_command({"type": "stop", "run_id": "a1b2"})
     assert process.wait(60) == -signal.SIGTERM
-    assert json.loads((run / "state" / "state.json").read_text())["num_timesteps"] >= 128
+    kept = checkpoints.find(run / "state")
+    assert kept is not None
+    assert json.loads((kept / "state.json").read_text())["num_timesteps"] >= 128

@@ -1,6 +1,7 @@
 """Training as a user starts it: on replay, live, killed and resumed, on another family, on traces from elsewhere."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ def test_a_run_leaves_everything_behind(trained: Path) -> None:
 def test_the_report_stands_alone(trained: Path) -> None:
     """One file with tables and pictures, which fetches nothing."""
     page = (trained / "report.html").read_text()
-    assert page.count("data:image/png;base64,") >= 8
+    page, pictures = re.subn(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", page)  # their letters may say anything
+    assert pictures >= 8
     assert "http" not in page.replace("https://www.w3.org", "")
     for word in ("oracle", "learned", "gap closed", "predicted"):
         assert word in page
