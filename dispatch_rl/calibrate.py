@@ -140,6 +140,7 @@ def main(argv: Sequence[str]) -> None:
 
     from dispatch_rl import report
     from dispatch_rl.decoding.arms import NONE, Arm
+    from dispatch_rl.policies.threshold import ThresholdPolicy
     from dispatch_rl.progress import progress_bar
     from dispatch_rl.replay.sources import open_replay
     from dispatch_rl.runs import write_json
@@ -151,6 +152,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             f"replay.traces: {traces.source} has no column 'entropy', which calibrate is about; record it, or leave calibrate out"
         )
+    if not ThresholdPolicy.is_possible(config.threshold, traces.students, world.arms):
+        raise UserError("arms: thresholds choose between students, and none of these arms has one")
     shares, matches = entropy_rows(traces), match_rows(traces)
     thresholds = threshold_rows(config, world, source.world("validation", extra=[Arm(NONE)]))
     print(f"{traces.num_texts} validation texts, {traces.num_positions} tokens\n\ntarget's entropy at the tokens\n{entropy_table(shares)}")

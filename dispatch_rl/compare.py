@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dispatch_rl import cli
 from dispatch_rl.config import TrainConfig
-from dispatch_rl.errors import UserError
+from dispatch_rl.errors import UserError, check_seed
 
 if TYPE_CHECKING:
     from dispatch_rl.comparison import Comparison, Result
@@ -35,6 +35,9 @@ class CompareConfig:
     """Figure to write."""
     json: Path | None = None
     """Also write the rows to this file."""
+
+    def __post_init__(self) -> None:
+        check_seed("seed", self.seed or 0)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dispatch_rl import cli
 from dispatch_rl.config import EvaluationConfig, TrainConfig
-from dispatch_rl.errors import UserError
+from dispatch_rl.errors import UserError, check_seed
 
 if TYPE_CHECKING:
     from dispatch_rl.comparison import Comparison, Evaluation
@@ -37,6 +37,9 @@ class EvaluateConfig:
     """Seed of the prompts, of the order and of the bootstrap; null takes the run's setting."""
     json: Path | None = None
     """Also write the rows to this file."""
+
+    def __post_init__(self) -> None:
+        check_seed("seed", self.seed or 0)
 
 
 def evaluate_run(
@@ -115,6 +118,8 @@ def _live(
     if world is not None:
         check_decodable(world.traces, family)
         tasks = [Task.of_recording(world.traces, int(text)) for text in world.texts[:count]]
+        if len(tasks) < count:
+            print(f"the recording has {len(tasks)} test texts, so as many are decoded live, not {count}; see recording.test_prompts")
     else:
         stream = islice(prompts(config.prompts, family, "test", seed), count)
         tasks = [Task.of_prompt(prompt, config.sampling, config.prompts.max_new_tokens) for prompt in stream]
@@ -165,6 +170,8 @@ def main(argv: Sequence[str]) -> None:
     from dispatch_rl.replay.sources import open_replay
 
     learned = NetworkPolicy.load(run.best_policy)
+    if not run.finished:
+        print(f"{run.path}: the training is not finished; measured is its best policy so far")
     if trained.family.threads is not None:
         torch.set_num_threads(trained.family.threads)
     family = load_family(trained.family) if mode != "replay" and trained.evaluation.prompts else None

@@ -83,7 +83,7 @@ def bundle_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family 
     from dispatch_rl.runs import environment
     from dispatch_rl.runtime.bundle import Bundle
 
-    if config.replay.traces is not None and not config.live:
+    if config.from_elsewhere:
         raise UserError(
             f"{run.config}: replay.traces: the arms are those of {config.replay.traces}, not of the family, so they cannot decode"
         )
@@ -109,18 +109,19 @@ def bundle_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family 
 
 def training_summary(run: "RunFolder", config: TrainConfig) -> dict[str, Any]:
     """Return how the learned policy of a run was made."""
-    from dispatch_rl.runs import read_metrics
+    from dispatch_rl.runs import read_json, read_metrics
 
-    rows = read_metrics(run.metrics)
-    validated = [row["validation_latency_ms_per_token"] for row in rows if "validation_latency_ms_per_token" in row]
+    rows, best, seen = read_metrics(run.metrics), read_json(run.best_validation, {}), read_json(run.interface, {})
+    always = best.get("always")
     return {
         "env": config.env,
         "algo": config.algo,
         "rounds": max((row["step"] for row in rows), default=0),
         "seconds": max((row["seconds"] for row in rows if "seconds" in row), default=0.0),
         "seed": config.seed,
-        "prompts": config.prompts.source,
-        "validation_latency_ms_per_token": min(validated, default=None),
+        "prompts": str(config.replay.traces) if config.from_elsewhere else config.prompts.source,
+        "validation_latency_ms_per_token": best.get("validation/latency_ms_per_token"),
+        "always": None if always is None else seen["arms"][always],
     }
 
 

@@ -14,7 +14,7 @@ from dispatch_rl import checkpoints
 from dispatch_rl.envs.tally import Tally
 from dispatch_rl.learning import Learner, action_entropy, extract_policy
 from dispatch_rl.policies.network import NetworkPolicy
-from dispatch_rl.runs import RunFolder
+from dispatch_rl.runs import RunFolder, write_json
 from dispatch_rl.tracking.base import Tracking
 from dispatch_rl.validation import Validation
 
@@ -41,7 +41,7 @@ class Selection:
         """Validate a policy after ``step`` rounds, keep it, as the best if no other was faster, and return its latency (ms per token)."""
         found = self._validated(policy)
         _save(policy, self.run.checkpoint(step))
-        self._keep_if_best(policy, found)
+        self._keep_if_best(policy, found, None)
         self.tracking.log(step, found)
         return found[_LATENCY]
 
@@ -51,16 +51,17 @@ class Selection:
         if action is None:
             return None
         policy = NetworkPolicy.load(self.run.best_policy).always(action)
-        return action if self._keep_if_best(policy, self._validated(policy)) else None
+        return action if self._keep_if_best(policy, self._validated(policy), action) else None
 
     def _validated(self, policy: NetworkPolicy) -> dict[str, float]:
         return {f"validation/{key}": value for key, value in self.validate(policy).items()}
 
-    def _keep_if_best(self, policy: NetworkPolicy, found: dict[str, float]) -> bool:
+    def _keep_if_best(self, policy: NetworkPolicy, found: dict[str, float], always: int | None) -> bool:
         better = found[_LATENCY] < self.best.get(_LATENCY, float("inf"))
         if better:
             self.best = found
             _save(policy, self.run.best_policy)
+            write_json(self.run.best_validation, {"always": always, **found})
         return better
 
 

@@ -1,7 +1,5 @@
 """The model card of a run: what was trained, on what, how well it does, and how to use, export and resume it."""
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dispatch_rl import __version__
@@ -21,7 +19,7 @@ Chooses, before every round, who drafts and how far. The text is the target's ow
 
 **Arms**: {arms}.
 
-**Sampling**: temperature {temperature}, {method}. Texts of up to {longest} tokens.
+**Texts**: {texts}.
 
 ## Measured on held-out texts
 
@@ -54,26 +52,23 @@ def write_card(run: "RunFolder", config: TrainConfig) -> None:
     from dispatch_rl.comparison import ORACLE, TARGET_ALONE
     from dispatch_rl.contestants import BEST_FIXED, LEARNED, THRESHOLD, TUNED
     from dispatch_rl.export import training_summary
-    from dispatch_rl.runs import write_atomically
+    from dispatch_rl.runs import read_json, write_atomically
     from dispatch_rl.runtime.card import evaluation_table, training_sentence
 
     told = (LEARNED, TARGET_ALONE, THRESHOLD, TUNED, BEST_FIXED, ORACLE)
-    finished = run.evaluation.is_file()
-    rows = [row for row in _json(run.evaluation, []) if row["policy"] in told]
+    rows = [row for row in read_json(run.evaluation, []) if row["policy"] in told]
     summary = training_summary(run, config)
     best = summary["validation_latency_ms_per_token"]
-    versions = {"dispatch-rl": __version__, **_json(run.path / "environment.json", {})}
+    versions = {"dispatch-rl": __version__, **read_json(run.path / "environment.json", {})}
     text = _CARD.format(
         name=config.name,
         training=training_sentence(summary) if summary["rounds"] else "Nothing yet.",
         validated="" if best is None else f"The best policy took {best:.3f} ms per token on the validation prompts.",
         family=_family(config),
-        arms=", ".join(f"`{arm}`" for arm in _json(run.interface, {"arms": []})["arms"]),
-        temperature=config.sampling.temperature,
-        method="greedy" if config.sampling.greedy else config.sampling.method,
-        longest=config.prompts.max_new_tokens,
+        arms=", ".join(f"`{arm}`" for arm in read_json(run.interface, {"arms": []})["arms"]),
+        texts=_texts(config),
         evaluation=evaluation_table(rows),
-        commands=_commands(run, config, finished),
+        commands=_commands(run, config),
         versions=", ".join(f"{name} {version}" for name, version in versions.items() if name not in ("device", "machine")),
         tracked=_tracked(run),
     )
@@ -81,31 +76,38 @@ def write_card(run: "RunFolder", config: TrainConfig) -> None:
 
 
 def _family(config: TrainConfig) -> str:
-    if config.replay.traces is not None and not config.live:
+    if config.from_elsewhere:
         return f"that of the recording `{config.replay.traces}`"
     students = ", ".join(f"`{name}` (`{source.path}`)" for name, source in config.family.students.items())
     return f"target `{config.family.target.path}`; students {students}; {config.family.dtype}"
 
 
-def _commands(run: "RunFolder", config: TrainConfig, finished: bool) -> str:
-    if not finished:
+def _texts(config: TrainConfig) -> str:
+    if config.from_elsewhere:
+        return f"those of the recording `{config.replay.traces}`, sampled as it was made"
+    method = "greedy" if config.sampling.greedy else config.sampling.method
+    return f"up to {config.prompts.max_new_tokens} tokens, temperature {config.sampling.temperature}, {method}"
+
+
+def _commands(run: "RunFolder", config: TrainConfig) -> str:
+    if not run.finished:
         return f"python -m dispatch_rl.train --resume {run.path}  # the training is not finished: it goes on, bit for bit"
     lines = [f"python -m dispatch_rl.evaluate {run.path}"]
-    if config.replay.traces is None or config.live:
+    if not config.from_elsewhere:
         lines += [
             f"python -m dispatch_rl.export {run.path} --output bundle",
             'python -m dispatch_rl.generate --bundle bundle --prompt "..."',
         ]
     lines.append(f"python -m dispatch_rl.compare {run.path} runs/ANOTHER")
-    if not config.live:
-        lines.append(f"python -m dispatch_rl.train --env live --init {run.path} --name tuned  # fine-tune on real decoding")
+    if not config.live and not config.from_elsewhere:
+        learner = "" if config.algo == "ppo" else f" --algo ppo --ppo.net_arch '{config.net_arch}'"
+        fine_tune = f"python -m dispatch_rl.train --config {run.config} --env live --init {run.path} --name tuned{learner}"
+        lines.append(f"{fine_tune}  # on real decoding")
     return "\n".join(lines)
 
 
 def _tracked(run: "RunFolder") -> str:
-    kept: dict[str, Any] = _json(run.tracking, {}).get("wandb", {})
+    from dispatch_rl.runs import read_json
+
+    kept: dict[str, Any] = read_json(run.tracking, {}).get("wandb", {})
     return f" Followed in W&B as `{kept['project']}/{kept['id']}`." if kept else ""
-
-
-def _json(path: Path, otherwise: Any) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else otherwise

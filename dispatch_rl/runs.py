@@ -3,10 +3,12 @@
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,12 +52,17 @@ class RunFolder:
                 raise UserError(f"name: {path} exists; choose another --name or give --overwrite=true")
         return run
 
-    def begin(self, config_yaml: str, device: str, features: Sequence[str], arms: Sequence[str]) -> None:
-        """Empty the folder and write the configuration, the command, the versions, and what policies see and choose from."""
+    def begin(self, config_yaml: str, device: str, features: Sequence[str], arms: Sequence[str], *, overwrite: bool) -> None:
+        """Empty the folder and write the configuration, the command, the versions, and what policies see and choose from.
+
+        Raises:
+            UserError: Another run has taken the folder since it was claimed.
+        """
+        self.claim(self.path, overwrite=overwrite)
         if self.path.exists():
             shutil.rmtree(self.path)
         write_atomically(self.config, config_yaml)
-        write_atomically(self.path / "command.txt", " ".join(sys.argv) + "\n")
+        write_atomically(self.path / "command.txt", f"{shlex.join(_command())}\n")
         write_json(self.path / "environment.json", environment(device))
         write_json(self.interface, {"features": list(features), "arms": list(arms)})
 
@@ -85,6 +92,24 @@ class RunFolder:
     def best_policy(self) -> Path:
         """The policy that validated best."""
         return self.path / "best" / "policy.safetensors"
+
+    @property
+    def best_validation(self) -> Path:
+        """What validation said about it, and the arm that it always chooses, if it is one of those policies."""
+        return self.path / "best" / "validation.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training has ended, its evaluation included."""
+        return self._end.is_file()
+
+    def finish(self) -> None:
+        """Note that the training has ended: nothing is left for ``--resume``."""
+        write_atomically(self._end, f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n")
+
+    @property
+    def _end(self) -> Path:
+        return self.path / "finished.txt"
 
     @property
     def metrics(self) -> Path:
@@ -158,6 +183,18 @@ def _step_of(line: str) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def read_json(path: Path, otherwise: Any) -> Any:
+    """Return what a JSON file holds, or ``otherwise`` if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else otherwise
+
+
+def _command() -> list[str]:
+    """Return the words of the command that is running, as somebody would give it again."""
+    program = Path(sys.argv[0])
+    words = ["python", "-m", f"{program.parent.name}.{program.stem}"] if program.suffix == ".py" else [program.name]
+    return [*words, *sys.argv[1:]]
 
 
 def environment(device: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ _BLOCK = 1 << 21
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval."""
+    """An estimate with its 95 % interval, which holds it."""
 
     value: float
     low: float
@@ -33,6 +33,8 @@ def ratios_of_sums(numerators: Floats, denominators: Floats, seed: int) -> list[
     sums = np.concatenate([counts @ values for counts in _resampled_counts(len(denominators), seed)])
     low, high = np.quantile(sums[:, :-1] / sums[:, -1:], [0.025, 0.975], axis=0)
     exact = numerators.sum(axis=1) / denominators.sum()
+    # Where all items are alike, rounding puts the quantiles a bit beside what they are quantiles around.
+    low, high = np.minimum(low, exact), np.maximum(high, exact)
     return [Interval(*map(float, bounds)) for bounds in zip(exact, low, high, strict=True)]
 
 

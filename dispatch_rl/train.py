@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
     from dispatch_rl.runs import RunFolder
 
     run = RunFolder.claim(config.runs / config.name, overwrite=config.overwrite)
+    namespace.overwrite = False  # whoever trains by the run's own configuration must not lose the run
     Training(run, config).run(parser.dump(namespace))
 
 
@@ -61,7 +62,7 @@ def resume(path: Path) -> None:
     from dispatch_rl.runs import RunFolder
 
     run = RunFolder.open(path)
-    if run.evaluation.is_file():
+    if run.finished:
         print(f"{path}: this run is finished; python -m dispatch_rl.evaluate {path} measures it again")
         return
     Training(run, cli.read_config(TrainConfig, run.config)).run(None)
@@ -129,13 +130,16 @@ class Training:
         names = [feature.name for feature in features]
         initial = self._initial_policy(names, tally.arms)
         if config_yaml is not None:
-            self.folder.begin(config_yaml, "replay" if self.family is None else self.family.device_name(), names, tally.arms)
+            device = "replay" if self.family is None else self.family.device_name()
+            self.folder.begin(config_yaml, device, names, tally.arms, overwrite=config.overwrite)
         write_card(self.folder, config)
         with open_tracking(self.folder, config) as tracking:
             learned = self._learn(env, features, tally, validate, initial, tracking)
             evaluate_run(self.folder, config, learned, self.family, self.source, tracking)
             if config.track is not None:
                 track_policy(self.folder, config, self.family, tracking)
+        self.folder.finish()
+        write_card(self.folder, config)
 
     def _prepare_replay(self) -> "tuple[VecEnv, tuple[Feature, ...], Tally, Validation]":
         from dispatch_rl.contest import check_decodable

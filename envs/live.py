@@ -127,6 +127,8 @@ class LiveDecodingEnv(gym.Env[Observation, np.int64]):
             stream_seed = int(self.np_random.integers(2**31))
             self._prompts = prompts(self.config.prompts, self.family, self.split, stream_seed)
         if options and "prompt" in options:
+            if not isinstance(options["prompt"], str):
+                raise UserError(f"options['prompt']: {options['prompt']!r} is no text")
             self._begin(Prompt("option", tuple(self.family.encode(options["prompt"])), 0))
             if self.session.finished:
                 raise UserError("options['prompt']: the text ends with its first token, which leaves nothing to decide")

@@ -91,7 +91,7 @@ class ReplayDecodingEnv(gym.Env[Observation, np.int64]):
         text = int(self.np_random.choice(self.world.texts))
         if options and "prompt" in options:
             text = options["prompt"]
-            if not isinstance(text, int | np.integer) or text not in self.world.texts:
+            if isinstance(text, bool) or not isinstance(text, int | np.integer) or text not in self.world.texts:
                 raise UserError(f"options['prompt']: {text!r} is no text with anything to decide; there are {len(self.world.texts)}")
         if self._episode is None:
             self._episode = Episodes(self.world, 1)

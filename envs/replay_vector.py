@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from dispatch_rl.config import RewardConfig, TrainConfig
 from dispatch_rl.envs.replay import observation_space, prepare
 from dispatch_rl.envs.tally import Tally
+from dispatch_rl.errors import UserError
 from dispatch_rl.prompts import Split
 from dispatch_rl.replay.episodes import Episodes
 from dispatch_rl.replay.world import Ints, ReplayWorld
@@ -56,7 +57,11 @@ class ReplayVectorEnv(gym.vector.VectorEnv[Observations, Ints, NDArray[Any]]):
         self._order: Ints = self.world.texts[:0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observations, dict[str, Any]]:
-        super().reset(seed=seed)
+        if seed is not None and not isinstance(seed, int | np.integer):
+            raise UserError(f"seed: {seed!r} is not one integer; it seeds the order of the texts, which all environments share")
+        if options and "prompt" in options:
+            raise UserError("options['prompt']: the texts of many environments are shuffled; ReplayDecodingEnv replays one that is named")
+        super().reset(seed=None if seed is None else int(seed))
         self._order = self.world.texts[:0]
         self.episodes.restart(np.arange(self.num_envs), self._next_texts(self.num_envs))
         return self.episodes.observations(), {}

@@ -13,12 +13,12 @@ from dispatch_rl.replay.episodes import Step
 class Reward:
     """``(tokens * reference - latency) / reference + weight * accepted / drafted``, clipped.
 
-    In units of the target alone: a token that costs nothing earns 1, one that takes as long as the target alone earns 0. Without the
+    In units of the reference: a token that costs nothing earns 1, one that takes as long as the reference earns 0. Without the
     acceptance term and the clipping, the sum over a text is its length minus its latency in such units.
     """
 
     reference_ms_per_token: float
-    """Latency of the target alone."""
+    """Latency that earns nothing: live, the target alone; in replay, the best fixed arm."""
     acceptance_weight: float = 0.0
     """Weight of the share of accepted draft tokens."""
     clip: float = float("inf")

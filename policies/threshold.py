@@ -50,6 +50,10 @@ class ThresholdPolicy(Policy):
         names = [name for name in students if name in drafting] if config.students is None else config.students
         if config.students is None and config.limits is None and len(names) > len(DEFAULT_LIMITS) + 1:
             names = [names[0], names[len(names) // 2], names[-1]]
+        if config.limits is None and len(names) > len(DEFAULT_LIMITS) + 1:
+            raise UserError(
+                f"threshold.limits: {len(names)} students need {len(names) - 1} limits; the usual ones, 0.4 and 0.8, part three"
+            )
         limits = list(DEFAULT_LIMITS[: len(names) - 1]) if config.limits is None else config.limits
         entropy_index = [feature.name for feature in feature_table(students)].index("entropy")
         return cls(limits, [arms.first_of(name) for name in names], entropy_index)

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dispatch_rl import bench
+from dispatch_rl.bench.decode import DecodeBenchConfig
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.errors import UserError
 from dispatch_rl.policies.fixed import FixedPolicy
@@ -43,3 +45,11 @@ def test_a_policy_against_transformers_options(bundle: Path, tmp_path: Path, cap
     assert rows[1]["policy"].startswith("transformers, ")
     assert rows[1]["speedup"] == 1
     assert rows[1]["policy"].removeprefix("transformers, ") in tried[-1]
+
+
+@pytest.mark.parametrize(("option", "count"), [("num_prompts", 1), ("num_tuning_prompts", 0)])
+def test_too_few_prompts_are_refused(option: str, count: int) -> None:
+    """In one line, before anything is loaded."""
+    few: Any = {option: count}
+    with pytest.raises(UserError, match=f"^{option}: {count} is not at least {count + 1}"):
+        DecodeBenchConfig(**few)

@@ -82,6 +82,8 @@ def test_a_prompt_of_ones_own(env: LiveDecodingEnv) -> None:
     assert env.family.decode(env.session.tokens).startswith("def f(x):\n")
     with pytest.raises(UserError, match="prompt: it is empty"):
         env.reset(options={"prompt": ""})
+    with pytest.raises(UserError, match=r"options\['prompt'\]: 5 is no text"):
+        env.reset(options={"prompt": 5})
 
 
 def test_info_has_the_same_keys_at_reset_and_step(env: LiveDecodingEnv) -> None:

@@ -10,12 +10,15 @@ import pytest
 import yaml
 
 from dispatch_rl import export
+from dispatch_rl.config import TrainConfig
 from dispatch_rl.errors import UserError
 from dispatch_rl.policies.fixed import FixedPolicy
 from dispatch_rl.policies.network import NetworkPolicy
 from dispatch_rl.policies.threshold import ThresholdPolicy
+from dispatch_rl.runs import RunFolder
 from dispatch_rl.runtime import onnx_file
 from dispatch_rl.runtime.bundle import Bundle
+from dispatch_rl.runtime.card import training_sentence
 from tests.bundles import default_arms, network
 from tests.test_bundle import STUDENTS, observations
 
@@ -29,9 +32,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network(STUDENTS, len(default_arms())).save(folder / "best" / "policy.safetensors")
     lines = [{"step": 512, "seconds": 2.0, "arm_shares": {}}, {"step": 512, "validation_latency_ms_per_token": 1.5}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "best" / "validation.json").write_text(json.dumps({"always": None, "validation/latency_ms_per_token": 1.5}))
     row = {"mode": "live", "latency_ms_per_token": 1.25, "ci_low": 1.0, "ci_high": 1.5, "speedup": 2.0, "device": "a CPU"}
     (folder / "evaluation.json").write_text(json.dumps([{"policy": "learned", **row}, {"policy": "random", **row}]))
     return folder
+
+
+@pytest.mark.parametrize(("algo", "always", "words"), [("ppo", None, "PPO on 512 rounds of replay"), ("policy_iteration", 2, "512 states")])
+def test_the_card_says_how_the_policy_was_made(run: Path, tmp_path: Path, algo: str, always: int | None, words: str) -> None:
+    """What it learned from, and that it is a fixed arm if none that was learned was faster."""
+    here = tmp_path / "run"
+    shutil.copytree(run, here)
+    (here / "interface.json").write_text(json.dumps({"features": [], "arms": [arm.name for arm in default_arms()]}))
+    (here / "best" / "validation.json").write_text(json.dumps({"always": always, "validation/latency_ms_per_token": 1.25}))
+    summary = export.training_summary(RunFolder(here), TrainConfig(algo=algo))  # type: ignore[arg-type]
+    assert summary["validation_latency_ms_per_token"] == 1.25
+    sentence = training_sentence(summary)
+    assert words in sentence
+    assert ("always `large-5`, which was kept instead" in sentence) == (always == 2)
 
 
 def test_export_writes_all_there_is_to_know(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,17 @@ def test_a_text_that_is_not_there_is_refused(world: ReplayWorld) -> None:
         env.reset(options={"prompt": 999})
     with pytest.raises(UserError, match=r"options\['prompt'\]: 'a' is no text"):
         env.reset(options={"prompt": "a"})
+    with pytest.raises(UserError, match=r"options\['prompt'\]: True is no text"):
+        env.reset(options={"prompt": True})
+
+
+def test_what_many_environments_cannot_do_is_refused(world: ReplayWorld) -> None:
+    """A text by number, and a seed for each: in one line, not in silence."""
+    env = ReplayVectorEnv(3, world=world, reward=REWARD)
+    with pytest.raises(UserError, match=r"options\['prompt'\]: the texts of many environments are shuffled"):
+        env.reset(options={"prompt": 1})
+    with pytest.raises(UserError, match=r"seed: \[1, 2, 3\] is not one integer"):
+        env.reset(seed=[1, 2, 3])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("action", [-1, len(ARMS)])

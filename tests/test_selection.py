@@ -1,5 +1,6 @@
 """Which of a learner's policies is kept."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,3 +64,5 @@ def test_a_fixed_arm_is_kept_only_if_it_is_faster(tmp_path: Path, fixed_ms: floa
     found = selection(tmp_path / "run", [3, 1, 2, fixed_ms], 3)
     assert found.fall_back() == (3 if taken else None)
     assert kept(found) == ((3, fixed_ms) if taken else (1, 1))
+    said = json.loads(found.run.best_validation.read_text())
+    assert said == {"always": 3 if taken else None, "validation/latency_ms_per_token": fixed_ms if taken else 1}

@@ -3,6 +3,7 @@
 import math
 import os
 import shlex
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,7 @@ def test_a_lone_run_is_never_stopped() -> None:
         ({"parameters": {"ppo.gamma": 3}}, "parameters.ppo.gamma: 3 is not a mapping"),
         ({"parameters": {"ppo.gamma": {"values": []}}}, "parameters.ppo.gamma.values: [] is not a list with at least one value"),
         ({"parameters": {"ppo.gamma": {"values": [0.9, 0.9]}}}, "parameters.ppo.gamma.values: listed twice: 0.9"),
+        ({"parameters": {"tracking.group": {"value": date(2024, 1, 1)}}}, "parameters.tracking.group.value: Object of type date"),
         (
             {"parameters": {"seed": {"values": [1, 2], "probabilities": [1]}}},
             "parameters.seed.probabilities: [1] is not one number per value",

@@ -72,7 +72,10 @@ def test_a_student_without_confidence_looks_no_further(tmp_path: Path) -> None:
 
 def test_a_chance_is_the_same_alone_and_in_an_array() -> None:
     """To the last bit, from a third to one."""
-    margins, arm = np.random.default_rng(0).exponential(3.0, 1000).astype(np.float32).astype(np.float64), Arm("a", 4, margin_scale=1.7)
+    margins, arm = (
+        np.random.default_rng(0).exponential(3.0, 1000).astype(np.float32).astype(np.float64),
+        Arm("a", 4, min_confidence=0.5, margin_scale=1.7),
+    )
     assert [arm.chance(margin) for margin in margins.tolist()] == arm.chance(margins).tolist()
     assert [arm.chance(0.0), arm.chance(float("inf"))] == pytest.approx([1 / 3, 1.0])
     assert np.all(np.diff(arm.chance(np.sort(margins))) >= 0)
@@ -103,6 +106,7 @@ def test_what_was_not_recorded_cannot_be_replayed(tmp_path: Path) -> None:
         ({"student": "lookup", "length": 2, "min_confidence": 0.5}, "'lookup' has no scores of its own, so it cannot have min_confidence"),
         ({"student": "a", "length": 2, "min_confidence": 1.0}, "min_confidence of 'a' is 1.0; it must be between 0 and 1"),
         ({"student": "a", "length": 2, "min_confidence": 0.5, "margin_scale": 0.0}, "margin_scale of 'a' is 0.0"),
+        ({"student": "a", "length": 2, "margin_scale": 3.0}, "margin_scale of 'a' is for min_confidence"),
     ],
 )
 def test_senseless_limits_are_refused(arm: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dispatch_rl import cli
 from dispatch_rl.bench.measuring import Decoder, measure, rows_of, transformers_decoder
 from dispatch_rl.config import FamilyConfig, ProfilingConfig, PromptConfig
-from dispatch_rl.errors import UserError
+from dispatch_rl.errors import UserError, check_seed
 from dispatch_rl.utilisation import describe, watch_gpu
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ class DecodeBenchConfig:
     def __post_init__(self) -> None:
         if self.draft_length < 1:
             raise UserError(f"draft_length: {self.draft_length} is not at least 1")
+        check_seed("seed", self.seed)
+        if self.num_prompts < 2:
+            raise UserError(f"num_prompts: {self.num_prompts} is not at least 2, so there would be no interval")
+        if self.num_tuning_prompts < 1:
+            raise UserError(f"num_tuning_prompts: {self.num_tuning_prompts} is not at least 1")
         if not self.random_weights and self.students is not None:
             raise UserError("students: it says what random_weights builds; without it, --student says who drafts")
         for key, usual in (("student", None), ("bundle", None), ("prompts", PromptConfig(max_new_tokens=128))):

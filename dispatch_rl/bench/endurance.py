@@ -1,6 +1,7 @@
 """Many texts in one process: does memory grow, does anything fail?"""
 
 import gc
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def resident_bytes() -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError as error:
         raise UserError("endurance: this system does not tell the memory of a process; it needs Linux") from error
-    return pages * 4096
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def bench_endurance(config: EnduranceConfig, decoder: "AdaptiveDecoder") -> dict[str, Any]:
@@ -92,6 +93,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the benchmark and print what it found."""
     parser = cli.make_parser(EnduranceConfig, "bench endurance", EnduranceConfig.__doc__ or "")
     config = cli.build(EnduranceConfig, parser, cli.parse(parser, argv))
+    cli.check_file("json", config.json)
 
     from dispatch_rl.runtime.decoder import AdaptiveDecoder
 

@@ -178,8 +178,8 @@ def idle_env(env: "VecEnv") -> "VecEnv":
     return IdleVecEnv()
 
 
-def ppo_seconds(env: "VecEnv", world: "ReplayWorld", config: ReplayBenchConfig) -> float:
-    """Return how long PPO takes on ``env``."""
+def ppo_time(env: "VecEnv", world: "ReplayWorld", config: ReplayBenchConfig) -> tuple[float, int]:
+    """Return how long PPO takes on ``env`` (s), and how many steps it made: whole rollouts, at least as many as were asked for."""
     from dispatch_rl.learning import build_learner
 
     ppo = PPOConfig(rollout_steps=64 * config.ppo_envs, batch_size=config.batch_size, n_epochs=config.n_epochs)
@@ -187,7 +187,7 @@ def ppo_seconds(env: "VecEnv", world: "ReplayWorld", config: ReplayBenchConfig) 
     model = build_learner(env, world.features, train, None)
     began = perf_counter()
     model.learn(config.ppo_steps)
-    return perf_counter() - began
+    return perf_counter() - began, model.num_timesteps
 
 
 def bench_replay(config: ReplayBenchConfig) -> dict[str, Any]:
@@ -208,10 +208,11 @@ def bench_replay(config: ReplayBenchConfig) -> dict[str, Any]:
     contestants: dict[str, VecEnv] = {"replay": env, "idle": idle_env(env)}
     rng = np.random.default_rng(config.seed)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    ppo_seconds(env, world, replace(config, ppo_steps=64 * config.ppo_envs))
+    ppo_time(env, world, replace(config, ppo_steps=64 * config.ppo_envs))
     for _ in range(config.repeats):
         for name in rng.permutation(list(contestants)):
-            seconds[name].append(ppo_seconds(contestants[name], world, config))
+            took, steps = ppo_time(contestants[name], world, config)
+            seconds[name].append(took)
     ratio = ratio_of_sums(np.array(seconds["idle"]), np.array(seconds["replay"]), config.seed)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
     return {
@@ -219,7 +220,7 @@ def bench_replay(config: ReplayBenchConfig) -> dict[str, Any]:
         "num_envs": config.num_envs,
         "steps_per_second": bare,
         "ppo_envs": config.ppo_envs,
-        "ppo_steps_per_second": config.ppo_steps * config.repeats / sum(seconds["replay"]),
+        "ppo_steps_per_second": steps * config.repeats / sum(seconds["replay"]),
         "ppo_speed_ratio": ratio.value,
         "ppo_speed_ratio_ci_low": ratio.low,
         "ppo_speed_ratio_ci_high": ratio.high,

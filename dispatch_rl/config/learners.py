@@ -14,7 +14,8 @@ class RewardConfig:
     acceptance_weight: float = 0.0
     """Weight of accepted / drafted. Rewarding acceptance itself makes decoding slower; leave it at 0."""
     reference_ms_per_token: float | None = None
-    """Latency of the target alone; null measures it when the environment is made."""
+    """Latency per token (ms) that earns nothing; null means, live, that of the target alone, measured when the environment is made, and in
+    replay that of the best fixed arm on the texts."""
     clip: float = 20.0
     """Rewards are clipped to plus or minus this, so that a stall of the machine teaches nothing."""
 
@@ -50,6 +51,8 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         _check_positive("ppo", self, ("total_steps", "rollout_steps", "batch_size", "n_epochs", "learning_rate"))
+        if self.batch_size == 1:
+            raise UserError("ppo.batch_size: 1 is not at least 2, so advantages could not be normalised")
         for key in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, key) <= 1:
                 raise UserError(f"ppo.{key}: {getattr(self, key)} is not in 0 ... 1")

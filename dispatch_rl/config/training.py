@@ -9,7 +9,7 @@ from dispatch_rl.config.decoding import DecodingConfig
 from dispatch_rl.config.learners import DQNConfig, PolicyIterationConfig, PPOConfig, QRDQNConfig, RewardConfig
 from dispatch_rl.config.replay import ProfilingConfig, RecordingConfig, ReplayConfig
 from dispatch_rl.config.tracking import TrackingConfig
-from dispatch_rl.errors import UserError
+from dispatch_rl.errors import UserError, check_seed
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -35,6 +35,7 @@ class EvaluationConfig:
     """Seed of the prompts, of the order of the policies and of the bootstrap."""
 
     def __post_init__(self) -> None:
+        check_seed("evaluation.seed", self.seed)
         if self.prompts < 2 and self.prompts != 0:
             raise UserError(
                 f"evaluation.prompts: {self.prompts} is not at least 2, so there would be no interval (0 for no live comparison)"
@@ -78,10 +79,10 @@ class TrainConfig(DecodingConfig):
     policy_iteration: PolicyIterationConfig = PolicyIterationConfig()
     """Another learner."""
     num_envs: int = 256
-    """Texts that are replayed side by side."""
+    """Texts that are replayed side by side, to learn from by ppo, dqn and qrdqn."""
     validate_every: int | None = None
     """Rounds between two validations, by which the best policy is chosen, and after each of which a killed training can go on; null
-    means 65,536 in replay and 4,096 live."""
+    means 65,536 in replay and 4,096 live. Policy iteration validates after every iteration."""
     validation_prompts: int = 12
     """Prompts per validation of a live training; in replay all recorded ones are used."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -97,6 +98,11 @@ class TrainConfig(DecodingConfig):
         for key in ("validate_every", "validation_prompts", "num_envs"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise UserError(f"{key}: {getattr(self, key)} is not at least 1")
+        check_seed("seed", self.seed)
+        if self.live and not self.evaluation.prompts:
+            raise UserError("evaluation.prompts: 0 leaves a live training nothing to be compared on; give at least 2")
+        if self.algo == "policy_iteration" and self.reward.acceptance_weight:
+            raise UserError("reward.acceptance_weight: policy_iteration minimises latency itself; leave it at 0 or choose another --algo")
         if self.live and self.algo != "ppo":
             raise UserError(f"algo: live training is for ppo; {self.algo} needs --env replay")
         if self.init is not None and self.algo in ("dqn", "qrdqn"):
@@ -112,6 +118,11 @@ class TrainConfig(DecodingConfig):
     def live(self) -> bool:
         """Whether the training decodes for real."""
         return self.env == "live"
+
+    @property
+    def from_elsewhere(self) -> bool:
+        """Whether the training replays a recording that is named, whose models and settings need not be these."""
+        return self.replay.traces is not None and not self.live
 
     @property
     def total_steps(self) -> int:

@@ -62,6 +62,8 @@ class Arm:
             raise UserError(f"arms: min_confidence of '{self.student}' is {self.min_confidence}; it must be between 0 and 1")
         if not 0 < self.margin_scale < float("inf"):
             raise UserError(f"arms: margin_scale of '{self.student}' is {self.margin_scale}; it must be a number above 0")
+        if self.min_confidence is None and self.margin_scale != Arm.margin_scale:
+            raise UserError(f"arms: margin_scale of '{self.student}' is for min_confidence, which the arm does not have")
 
     @property
     def stops(self) -> bool:
@@ -100,8 +102,9 @@ class ArmTable(Sequence[Arm]):
     def __init__(self, arms: Sequence[Arm]) -> None:
         if not arms:
             raise UserError("arms: the list is empty; give at least one arm")
-        if len(set(arms)) < len(arms):
-            raise UserError(f"arms: listed twice: {', '.join(sorted({a.name for a in arms if list(arms).count(a) > 1}))}")
+        names = [arm.name for arm in arms]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"arms: listed twice: {', '.join(twice)}")
         self._arms = tuple(arms)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]

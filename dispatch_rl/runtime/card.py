@@ -62,8 +62,12 @@ def training_sentence(training: Mapping[str, Any]) -> str:
     """Return how a policy was made, from :func:`dispatch_rl.export.training_summary`."""
     if not training:
         return "Nothing was learned."
-    rounds = f"{training['rounds']:,} rounds of {'real decoding' if training['env'] == 'live' else 'replay'}"
-    return f"{training['algo'].upper()} on {rounds}, prompts `{training['prompts']}`, seed {training['seed']}."
+    steps = "states" if training["algo"] == "policy_iteration" else "rounds"
+    rounds = f"{training['rounds']:,} {steps} of {'real decoding' if training['env'] == 'live' else 'replay'}"
+    made = f"{training['algo'].upper()} on {rounds}, prompts `{training['prompts']}`, seed {training['seed']}."
+    if training.get("always") is None:
+        return made
+    return f"{made} No policy was faster on the validation prompts than always `{training['always']}`, which was kept instead."
 
 
 def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
     namespace = cli.parse(parser, words)
     config = cli.build(StudyConfig, parser, namespace)
     check(config)
+    namespace.overwrite, namespace.json = False, None  # whoever repeats the study by its own configuration must not lose it
     conduct(config, parser.dump(namespace))
 
 

@@ -98,15 +98,14 @@ def _check_range(kind: str, settings: dict[str, Any], place: str) -> None:
 
 
 def _check_values(kind: str, settings: dict[str, Any], place: str) -> None:
+    if kind == "constant":
+        _text(settings["value"], f"{place}.value")
     if kind != "categorical":
         return
     values, probabilities = settings["values"], settings.get("probabilities")
     if not isinstance(values, list) or not values:
         raise UserError(f"{place}.values: {values!r} is not a list with at least one value")
-    try:
-        texts = [json.dumps(value) for value in values]
-    except TypeError as error:
-        raise UserError(f"{place}.values: {error}") from error
+    texts = [_text(value, f"{place}.values") for value in values]
     if twice := sorted({text for text in texts if texts.count(text) > 1}):
         raise UserError(f"{place}.values: listed twice: {', '.join(twice)}")
     if probabilities is None:
@@ -116,6 +115,14 @@ def _check_values(kind: str, settings: dict[str, Any], place: str) -> None:
         raise UserError(f"{place}.probabilities: {probabilities!r} is not one number per value")
     if not math.isclose(sum(probabilities), 1, abs_tol=1e-6):
         raise UserError(f"{place}.probabilities: they add up to {sum(probabilities):g}, not to 1")
+
+
+def _text(value: Any, place: str) -> str:
+    """Return a value as the journal keeps it."""
+    try:
+        return json.dumps(value)
+    except TypeError as error:
+        raise UserError(f"{place}: {error}; put it in quotes to give it as text") from error
 
 
 _CHECKS: tuple[Callable[[str, dict[str, Any], str], None], ...] = (_check_numbers, _check_range, _check_values)
