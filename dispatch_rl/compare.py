@@ -105,7 +105,7 @@ def open_runs(paths: Sequence[Path]) -> list[Contender]:
     for run, config in zip(runs, configs, strict=True):
         if not run.best_policy.is_file():
             raise UserError(f"{run.path}: there is no {run.best_policy.relative_to(run.path)} in it; has its training begun?")
-        if different := _differences(configs[0], config):
+        if different := differences(configs[0], config):
             told = "; ".join(different[:_TOLD]) + ("; and more" if len(different) > _TOLD else "")
             raise UserError(f"{run.path} cannot be compared with {runs[0].path}: {told}")
     names = Counter([ORACLE, *(config.name for config in configs)])
@@ -114,7 +114,7 @@ def open_runs(paths: Sequence[Path]) -> list[Contender]:
     ]
 
 
-def _differences(first: TrainConfig, other: TrainConfig) -> list[str]:
+def differences(first: TrainConfig, other: TrainConfig) -> list[str]:
     """Return which settings that must agree do not."""
     from dispatch_rl.tracking.opening import flat
 

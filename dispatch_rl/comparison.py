@@ -55,8 +55,8 @@ class Comparison:
     """The policy that always takes the arm that was best on validation."""
     drift: float | None = None
     """How much slower the machine is than when it was profiled; the predictions are corrected for it."""
-    device_use: tuple[str, ...] = ()
-    """What there is to say about the use of a GPU."""
+    remarks: tuple[str, ...] = ()
+    """What else there is to say: texts that parted, the use of a GPU."""
 
     @property
     def num_texts(self) -> int:

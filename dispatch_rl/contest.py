@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dispatch_rl.comparison import ORACLE, TARGET_ALONE, Comparison, Floats, Result, Row
+from dispatch_rl.comparison import ORACLE, TARGET_ALONE, Comparison, Floats, Ints, Result, Row
 from dispatch_rl.decoding.arms import NONE, Arm, ArmTable
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.loop import DecodedText, decode, warm_up
@@ -110,8 +110,11 @@ def compare_live(
 ) -> Comparison:
     """Decode every text with the target alone and with every policy; with ``world``, see what replay predicts for the same arms.
 
+    In float32 every policy gets the same text. In 16 bits, one token and several are rounded differently, and texts may part where two
+    tokens are nearly as likely: then a policy's time counts for as many tokens as the target alone emitted.
+
     Raises:
-        UserError: The device is not deterministic enough: two policies got different text for one prompt.
+        UserError: Two policies got different texts for one prompt in float32.
     """
     contestants = _with_target(arms, policies)
     if world is not None:
@@ -120,42 +123,51 @@ def compare_live(
     warm_up(family, arms, {task.sampling for task in tasks})
     rng = np.random.default_rng(seed)
     texts: dict[str, list[DecodedText]] = {name: [] for name in contestants}
+    parted = 0
     with watch_gpu(family.device) as watch:
         for done, task in enumerate(tasks):
             for name in rng.permutation(list(contestants)):
                 with watch.during(name):
                     texts[name].append(decode(family, contestants[name], arms, task.tokens, task.sampling, task.max_new_tokens))
             if task.sampling.greedy or task.sampling.method == "coupled":
-                _check_same_text(task, {name: decoded[-1] for name, decoded in texts.items()})
+                parted += _parted(family, task, {name: decoded[-1] for name, decoded in texts.items()})
             progress(done + 1)
     probed = [texts.pop(name) for name in _PROBES if name in texts]
     prediction = Prediction({}, None) if world is None else predict(world, [task.text for task in tasks], texts, probed)
     device = DeviceUse.of(family, watch, texts)
-    results = {name: _result(decoded, prediction.latency_ms.get(name), device.row(name)) for name, decoded in texts.items()}
     tokens = np.array([len(text.tokens) - 1 for text in texts[TARGET_ALONE]])
-    return Comparison("live", tokens, results, seed, family.device_name(), drift=prediction.drift, device_use=device.lines)
+    results = {name: _result(decoded, tokens, prediction.latency_ms.get(name), device.row(name)) for name, decoded in texts.items()}
+    remarks = [f"{parted} of {len(tasks)} texts parted at near ties, as they may in 16 bits; times are per token of each policy's own text"]
+    lines = (*(remarks if parted else []), *device.lines)
+    return Comparison("live", tokens, results, seed, family.device_name(), drift=prediction.drift, remarks=lines)
 
 
 def _with_target(arms: ArmTable, policies: Mapping[str, Policy]) -> dict[str, Policy]:
     return {TARGET_ALONE: FixedPolicy(list(arms).index(Arm(NONE))), **policies}
 
 
-def _result(texts: Sequence[DecodedText], predicted_ms: Floats | None, device_use: Row) -> Result:
+def _result(texts: Sequence[DecodedText], tokens: Ints, predicted_ms: Floats | None, device_use: Row) -> Result:
+    share = tokens / np.array([max(len(text.tokens) - 1, 1) for text in texts])
     return Result(
         rounds=RoundTable.of([(text.rounds, text.entropies_at_decision) for text in texts]),
-        times_ms=np.array([text.decoding_ms for text in texts]),
+        times_ms=np.array([text.decoding_ms for text in texts]) * share,
         prefill_ms=np.array([text.prefill_ms for text in texts]),
         decision_ms=sum(text.decision_ms for text in texts),
-        predicted_ms=predicted_ms,
+        predicted_ms=None if predicted_ms is None else predicted_ms * share,
         device_use=device_use,
     )
 
 
-def _check_same_text(task: Task, texts: Mapping[str, DecodedText]) -> None:
-    expected = texts[TARGET_ALONE].tokens
-    for name, text in texts.items():
-        if text.tokens != expected:
-            raise UserError(
-                f"'{name}' changed the text of a {task.kind} prompt (seed {task.sampling.seed}): "
-                "the device rounds one token and several differently; set family.dtype to float32"
-            )
+def _parted(family: Family, task: Task, texts: Mapping[str, DecodedText]) -> bool:
+    """Return whether a policy got another text than the target alone, as may happen in 16 bits.
+
+    Raises:
+        UserError: It happened in float32.
+    """
+    others = [name for name, text in texts.items() if text.tokens != texts[TARGET_ALONE].tokens]
+    if others and family.in_float32:
+        raise UserError(
+            f"'{others[0]}' changed the text of a {task.kind} prompt (seed {task.sampling.seed}), which must not happen in float32: "
+            "the device rounds one token and several differently; see `python -m dispatch_rl.doctor`"
+        )
+    return bool(others)

@@ -46,7 +46,7 @@ def family_check(config: DecodingConfig) -> list[tuple[str, str]]:
     """Load a family and decode a little with every student.
 
     Raises:
-        UserError: It cannot be loaded, has no chat format though one is asked for, or a student changed the text.
+        UserError: It cannot be loaded, has no chat format though one is asked for, or a student changed the text in float32.
     """
     from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
     from dispatch_rl.decoding.families import load_family
@@ -65,15 +65,18 @@ def family_check(config: DecodingConfig) -> list[tuple[str, str]]:
             session.step(arm)
         texts[arm.student] = session.text_tokens
     wrong = [student for student, text in texts.items() if text != texts[NONE]]
-    if wrong:
-        raise UserError(f"family: {', '.join(wrong)} changed the text of the target; set family.dtype to float32")
+    if wrong and family.in_float32:
+        raise UserError(f"family: {', '.join(wrong)} changed the text of the target, which must not happen in float32")
+    same = [student for student in texts if student not in (NONE, *wrong)]
+    lossless = [f"same text with {', '.join(same)} and without"] if same else []
+    lossless += [f"with {', '.join(wrong)} it parts at a near tie, as it may in {config.family.dtype}, not in float32"] if wrong else []
     return [
         ("models", family.describe().splitlines()[0]),
         *(("remark", remark) for remark in family.remarks),
         *chat,
         ("graphs", describe_graphs(family)),
         ("context", f"{family.context_limit} tokens"),
-        ("lossless", f"same text with {', '.join(student for student in texts if student != NONE)} and without"),
+        ("lossless", "; ".join(lossless)),
     ]
 
 

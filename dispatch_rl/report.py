@@ -81,7 +81,7 @@ def verdicts(comparison: Comparison) -> list[str]:
         drift = "" if comparison.drift is None else f"; corrected by {comparison.drift:+.1%} for the machine's speed since it was profiled"
         accuracy = f"median {median(errors):.1%}, largest {max(errors):.1%} off, {len(errors)} policies"
         said.append(f"predicted against measured latency: {accuracy}{drift}")
-    return [*said, *comparison.device_use]
+    return [*said, *comparison.remarks]
 
 
 def summary(evaluation: Evaluation) -> str:

@@ -91,7 +91,7 @@ def _texts(config: TrainConfig) -> str:
 
 def _commands(run: "RunFolder", config: TrainConfig) -> str:
     if not run.finished:
-        return f"python -m dispatch_rl.train --resume {run.path}  # the training is not finished: it goes on, bit for bit"
+        return f"python -m dispatch_rl.train --resume {run.path}  # the training is not finished: it goes on"
     lines = [f"python -m dispatch_rl.evaluate {run.path}"]
     if not config.from_elsewhere:
         lines += [
@@ -101,6 +101,7 @@ def _commands(run: "RunFolder", config: TrainConfig) -> str:
     lines.append(f"python -m dispatch_rl.compare {run.path} runs/ANOTHER")
     if not config.live and not config.from_elsewhere:
         learner = "" if config.algo == "ppo" else f" --algo ppo --ppo.net_arch '{config.net_arch}'"
+        learner += "" if config.ppo.total_steps is None else " --ppo.total_steps null"
         fine_tune = f"python -m dispatch_rl.train --config {run.config} --env live --init {run.path} --name tuned{learner}"
         lines.append(f"{fine_tune}  # on real decoding")
     return "\n".join(lines)

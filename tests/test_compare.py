@@ -13,7 +13,7 @@ from dispatch_rl.errors import UserError
 from dispatch_rl.policies.network import NetworkPolicy
 from dispatch_rl.replay.running import replay
 from dispatch_rl.replay.sources import open_replay
-from tests.small_runs import SMALL_PPO, start
+from tests.small_runs import ROOT, SMALL_PPO, start
 
 QUICK = ["--evaluation.prompts=0", "--validate_every=256"]
 
@@ -129,3 +129,9 @@ def test_a_run_without_a_policy_is_refused(first: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes((first / "config.yaml").read_bytes())
     with pytest.raises(UserError, match=r"there is no best/policy.safetensors in it; has its training begun"):
         compare.main([str(first), str(tmp_path)])
+
+
+def test_the_runs_that_the_readme_compares_have_the_same_texts() -> None:
+    """As their files stand; the README's own test shortens both."""
+    files = [ROOT / "configs" / name for name in ("pocket.yaml", "pocket-arms.yaml")]
+    assert compare.differences(*(cli.read_config(TrainConfig, path) for path in files)) == []

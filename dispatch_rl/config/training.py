@@ -59,7 +59,7 @@ class TrainConfig(DecodingConfig):
     init: Path | None = None
     """Folder of a finished run whose policy is the starting point, as to fine-tune a replayed policy live (PPO)."""
     seed: int = 0
-    """Seed of the network and of its exploration."""
+    """Seed of the network, of its exploration and of the choice of validation prompts, which another seed records anew."""
     replay: ReplayConfig = ReplayConfig()
     """Where traces and latencies come from."""
     recording: RecordingConfig = RecordingConfig()

@@ -44,6 +44,11 @@ class Family:
     def __post_init__(self) -> None:
         self.no_tokens = torch.empty(0, dtype=torch.long, device=self.device)
 
+    @property
+    def in_float32(self) -> bool:
+        """Whether the target computes in float32: texts then do not depend on how many tokens it reads at a time."""
+        return self.target.model.dtype == torch.float32
+
     def models(self) -> Iterator[CachedModel]:
         """Yield the target, then the students."""
         yield self.target
