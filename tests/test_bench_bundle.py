@@ -1,16 +1,20 @@
 """Benchmarks of exported policies: endurance, and transformers' own options."""
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dispatch_rl import bench
+from dispatch_rl.bench import measuring
 from dispatch_rl.bench.decode import DecodeBenchConfig
+from dispatch_rl.bench.measuring import Measured, measure, rows_of
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.errors import UserError
 from dispatch_rl.policies.fixed import FixedPolicy
+from dispatch_rl.prompts import Prompt
 from tests.bundles import default_arms, pocket_bundle, write
 
 
@@ -53,3 +57,22 @@ def test_too_few_prompts_are_refused(option: str, count: int) -> None:
     few: Any = {option: count}
     with pytest.raises(UserError, match=f"^{option}: {count} is not at least {count + 1}"):
         DecodeBenchConfig(**few)
+
+
+def parting(in_float32: bool) -> Measured:
+    """Let two decoders disagree about one of two prompts: the first writes two tokens, the second four."""
+    chosen = [Prompt("code", (number,), number) for number in range(2)]
+    decoders: dict[str, Any] = {"ours": lambda prompt: [1, 2], "theirs": lambda prompt: [1, 2, 3, 4] if prompt[0] else [1, 2]}
+    return measure(decoders, chosen, 0, in_float32)
+
+
+def test_decoders_that_disagree_have_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32; in 16 bits texts may part, and half the time counts for twice the tokens."""
+    ticks = count()
+    monkeypatch.setattr(measuring, "perf_counter", lambda: float(next(ticks)))
+    with pytest.raises(UserError, match=r"the decoders disagree on a code prompt .number 1.; no speed is reported"):
+        parting(True)
+    found = parting(False)
+    assert (found.counts, found.parted) == ([2, 2], 1)
+    assert found.times_ms == {"ours": [1000, 1000], "theirs": [1000, 500]}
+    assert {row["num_parted"] for row in rows_of(found, 0, "a CPU")} == {1}

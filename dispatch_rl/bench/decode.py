@@ -1,4 +1,4 @@
-"""One fixed student against transformers' assisted generation. A wrong token is an error, not a number.
+"""One fixed student against transformers' assisted generation. A wrong token is an error, not a number, but in 16 bits.
 
 With ``random_weights`` there is no text to compare: :mod:`dispatch_rl.bench.random_weights` measures what needs no trained weights.
 """
@@ -89,7 +89,7 @@ def bench_decode(config: DecodeBenchConfig) -> list[dict[str, Any]]:
     """Run both decoders on the same prompts in random order and return a row for each.
 
     Raises:
-        UserError: The two disagree about a token.
+        UserError: The two disagree about a token in float32.
     """
     from dispatch_rl.decoding.arms import Arm
     from dispatch_rl.decoding.families import load_family
@@ -111,8 +111,8 @@ def bench_decode(config: DecodeBenchConfig) -> list[dict[str, Any]]:
     decoders = {ours: our_decoder(*arguments), theirs: transformers_decoder(*arguments)}
     chosen = list(islice(prompts(config.prompts, family, "test", config.seed), config.num_prompts))
     with watch_gpu(family.device) as watch:
-        times, counts = measure(decoders, chosen, config.seed, watch)
-    return rows_of(times, counts, config.seed, family.device_name(), watch)
+        measured = measure(decoders, chosen, config.seed, family.in_float32, watch)
+    return rows_of(measured, config.seed, family.device_name(), watch)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -138,7 +138,8 @@ def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
     """Print the rows of two decoders as a table."""
     ours = rows[0]
     print(f"{ours['num_prompts']} held-out prompts, {ours['num_emitted_tokens']} tokens, greedy, {ours['device']}; prefill included")
-    print("the two emit the same tokens\n")
+    parted = f"{ours['num_parted']} texts parted at near ties, as they may in 16 bits; times are per token of each decoder's own text"
+    print(f"{parted if ours['num_parted'] else 'the two emit the same tokens'}\n")
     print(f"{'decoder':<44} {'ms/token':>9} {'95 % interval':>17} {'tokens/s':>9}")
     for row in rows:
         interval = f"{row['ci_low']:.3f} - {row['ci_high']:.3f}"

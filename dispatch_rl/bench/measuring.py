@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -50,22 +50,31 @@ def greedy(family: "Family", prompt: Sequence[int], max_new_tokens: int, **optio
     return tokens
 
 
+class Measured(NamedTuple):
+    """What decoders took for the same prompts."""
+
+    times_ms: dict[str, list[float]]
+    """Of each decoder, for as many tokens as the first of them emitted."""
+    counts: list[int]
+    """Tokens of each text."""
+    parted: int
+    """Texts about which they disagree, as they may in 16 bits where two tokens are nearly as likely."""
+
+
 def measure(
-    decoders: Mapping[str, Decoder], chosen: "Sequence[Prompt]", seed: int, watch: GpuWatch | None = None
-) -> tuple[dict[str, list[float]], list[int]]:
+    decoders: Mapping[str, Decoder], chosen: "Sequence[Prompt]", seed: int, in_float32: bool, watch: GpuWatch | None = None
+) -> Measured:
     """Let every decoder continue every prompt, in random order, ``watch`` being told which of them is at work.
 
-    Returns:
-        The times (ms) of each decoder, and the number of tokens of each text.
-
     Raises:
-        UserError: Two of them disagree about a token.
+        UserError: Two of them disagree about a token though the target computes ``in_float32``.
     """
     for decode in decoders.values():
         decode(chosen[0].tokens)
     rng = np.random.default_rng(seed)
     times: dict[str, list[float]] = {name: [] for name in decoders}
     counts: list[int] = []
+    parted = 0
     for prompt in chosen:
         texts = {}
         for name in rng.permutation(list(decoders)):
@@ -73,23 +82,25 @@ def measure(
                 began = perf_counter()
                 texts[name] = decoders[name](prompt.tokens)
                 times[name].append(1000 * (perf_counter() - began))
-        first, *others = texts.values()
-        if any(text != first for text in others):
-            raise UserError(f"the decoders disagree on a {prompt.kind} prompt (number {prompt.seed}); no speed is reported")
+        first = texts[next(iter(decoders))]
+        if any(text != first for text in texts.values()):
+            if in_float32:
+                raise UserError(f"the decoders disagree on a {prompt.kind} prompt (number {prompt.seed}); no speed is reported")
+            parted += 1
+        for name, text in texts.items():
+            times[name][-1] *= len(first) / max(len(text), 1)
         counts.append(len(first))
-    return times, counts
+    return Measured(times, counts, parted)
 
 
-def rows_of(
-    times: Mapping[str, Sequence[float]], counts: Sequence[int], seed: int, device: str, watch: GpuWatch | None = None
-) -> list[dict[str, Any]]:
+def rows_of(measured: Measured, seed: int, device: str, watch: GpuWatch | None = None) -> list[dict[str, Any]]:
     """Return a row for each decoder, with what a GPU was seen to do for it; the speed-up is over the last of them."""
     from dispatch_rl.statistics import ratio_of_sums
 
-    tokens = np.array(counts, dtype=float)
-    theirs = np.array(list(times.values())[-1])
+    tokens = np.array(measured.counts, dtype=float)
+    theirs = np.array(list(measured.times_ms.values())[-1])
     rows = []
-    for name, values in times.items():
+    for name, values in measured.times_ms.items():
         latency = ratio_of_sums(np.array(values), tokens, seed)
         gain = ratio_of_sums(theirs, np.array(values), seed)
         usage = None if watch is None else watch.usage(name)
@@ -105,6 +116,7 @@ def rows_of(
                 "speedup_ci_high": gain.high,
                 "num_prompts": len(tokens),
                 "num_emitted_tokens": int(tokens.sum()),
+                "num_parted": measured.parted,
                 "device": device,
                 "seed": seed,
             }

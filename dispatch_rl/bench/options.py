@@ -48,7 +48,7 @@ def bench_bundle(
         seed: Of the prompts, of the order and of the bootstrap.
 
     Raises:
-        UserError: The bundle does not fit the family, or two decoders disagree about a token.
+        UserError: The bundle does not fit the family, or two decoders disagree about a token in float32.
     """
     longest = config.max_new_tokens
     decoder = AdaptiveDecoder.from_bundle(bundle, family)
@@ -59,8 +59,8 @@ def bench_bundle(
     totals = {}
     with progress_bar("transformers' options", len(options)) as update:
         for done, (name, option) in enumerate(options.items()):
-            times, counts = measure({name: option}, validation, seed)
-            totals[name] = sum(times[name]) / sum(counts)
+            alone = measure({name: option}, validation, seed, family.in_float32)
+            totals[name] = sum(alone.times_ms[name]) / sum(alone.counts)
             update(done + 1)
     best = min(totals, key=lambda name: totals[name])
     for name, latency_ms in sorted(totals.items(), key=lambda item: -item[1]):
@@ -72,5 +72,5 @@ def bench_bundle(
     }
     chosen = list(islice(prompts(config, family, "test", seed), num_prompts))
     with watch_gpu(family.device) as watch:
-        times, counts = measure(decoders, chosen, seed, watch)
-    return rows_of(times, counts, seed, family.device_name(), watch)
+        measured = measure(decoders, chosen, seed, family.in_float32, watch)
+    return rows_of(measured, seed, family.device_name(), watch)
