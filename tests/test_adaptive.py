@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dispatch_rl.contestants import adaptive
-from dispatch_rl.decoding.arms import NONE, Arm
+from dispatch_rl.decoding.arms import NONE, Arm, ArmTable
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.loop import Dispatch, DispatchWarning
 from dispatch_rl.decoding.sampling import Sampling
@@ -25,6 +25,7 @@ from dispatch_rl.replay.running import replay
 from dispatch_rl.replay.world import Floats, ReplayWorld
 from dispatch_rl.runtime.bundle import Bundle
 from tests.bundles import ARMS, network, pocket_bundle, write
+from tests.recordings import Recorded
 from tests.traces import Row, made_up_profile, made_up_world
 
 NOTHING = np.zeros(2, dtype=np.float32)
@@ -183,6 +184,14 @@ def test_experts_fit_texts_of_other_sorts(world: ReplayWorld) -> None:
     policy = adaptive(ThresholdPolicy([], [1]), easy)
     assert policy.actions == (0, 1, 2, 3, 4)
     assert [feature.name for feature in easy.features][policy.entropy_index or 0] == "entropy_mean"
+
+
+def test_an_arm_that_stops_by_itself_is_for_hard_texts_too(recorded: Recorded) -> None:
+    """Where no arm is short, it is the cautious one; the longer of two drafts is for easy texts."""
+    students = recorded.world.traces.students
+    arms = ArmTable([arm for name in students for arm in (Arm(name, 13), Arm(name, 5), Arm(name, 5, min_margin=1.17))])
+    names = [arms[action].name for action in experts(ReplayWorld(recorded.world.traces, recorded.world.profile, arms))]
+    assert set(names) >= {f"{name}-{kind}" for name in students for kind in ("13", "5-m1.17")}
 
 
 @pytest.mark.parametrize("round_", [(0, 1.0), (1, float("nan")), (1, -1.0), (1, float("inf"))])

@@ -1,7 +1,8 @@
 """Which fixed arms an adaptive policy tries, chosen on validation texts, and for texts unlike them.
 
 What is best on the texts at hand is not enough: all of them may be of one sort. Should others be easy for a student, its longest draft is
-best there, whatever was best here; should they be hard, a short one. So every student has one arm of either kind.
+best there, whatever was best here; should they be hard, a *cautious* one: short, or one that stops by itself. So every student has one
+arm of either kind.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from dispatch_rl.replay.running import Replayed, replay
 from dispatch_rl.replay.world import Ints, ReplayWorld
 
 _SHORT = range(2, 4)
-"""Draft lengths for hard texts."""
+"""Draft lengths for hard texts, of arms that do not stop by themselves."""
 _STRETCH = 16
 """Texts are parted into stretches of so many tokens."""
 _HARD = 0.2
@@ -25,8 +26,8 @@ _HARD = 0.2
 def experts(world: ReplayWorld) -> list[int]:
     """Return the actions that an adaptive policy tries, in that order.
 
-    The arm that is best on all texts; then, of every student, the arm of its longest drafts that is best on all texts, and the one of
-    its short drafts that is best where the student is least often right; the target alone at last, if it is among the arms.
+    The arm that is best on all texts; then, of every student, the arm of its longest drafts that is best on all texts, and the cautious
+    one that is best where the student is least often right; the target alone at last, if it is among the arms.
     """
     runs = [replay(world, FixedPolicy(action)) for action in range(len(world.arms))]
     total = np.array([run.latency_ms.sum() for run in runs])
@@ -37,9 +38,9 @@ def experts(world: ReplayWorld) -> list[int]:
             continue
         longest = max(world.arms[action].length for action in mine)
         found.append(min((action for action in mine if world.arms[action].length == longest), key=lambda action: total[action]))
-        short = [action for action in mine if world.arms[action].length in _SHORT]
-        if short:
-            found.append(short[_best_where(_hard(world, drafter), [runs[action] for action in short])])
+        cautious = [action for action in mine if world.arms[action].length in _SHORT or world.arms[action].stops]
+        if cautious:
+            found.append(cautious[_best_where(_hard(world, drafter), [runs[action] for action in cautious])])
     found += [action for action, arm in enumerate(world.arms) if arm.student == NONE]
     return list(dict.fromkeys(found))
 
