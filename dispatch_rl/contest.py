@@ -137,9 +137,11 @@ def compare_live(
     device = DeviceUse.of(family, watch, texts)
     tokens = np.array([len(text.tokens) - 1 for text in texts[TARGET_ALONE]])
     results = {name: _result(decoded, tokens, prediction.latency_ms.get(name), device.row(name)) for name, decoded in texts.items()}
-    remarks = [f"{parted} of {len(tasks)} texts parted at near ties, as they may in 16 bits; times are per token of each policy's own text"]
-    lines = (*(remarks if parted else []), *device.lines)
-    return Comparison("live", tokens, results, seed, family.device_name(), drift=prediction.drift, remarks=lines)
+    remarks = device.lines
+    if parted:
+        said = f"{parted} of {len(tasks)} texts parted at near ties, as they may in 16 bits; times are per token of each policy's own text"
+        remarks = (said, *remarks)
+    return Comparison("live", tokens, results, seed, family.device_name(), drift=prediction.drift, remarks=remarks)
 
 
 def _with_target(arms: ArmTable, policies: Mapping[str, Policy]) -> dict[str, Policy]:

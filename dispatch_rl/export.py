@@ -1,6 +1,5 @@
 """Export a policy of a run: ``python -m dispatch_rl.export runs/pocket --output bundle``."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,7 +79,7 @@ def bundle_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family 
     from dispatch_rl.decoding.arms import ArmTable
     from dispatch_rl.decoding.families import load_family
     from dispatch_rl.replay.fingerprint import family_fingerprint
-    from dispatch_rl.runs import environment
+    from dispatch_rl.runs import environment, read_json
     from dispatch_rl.runtime.bundle import Bundle
 
     if config.from_elsewhere:
@@ -91,7 +90,7 @@ def bundle_of(run: "RunFolder", config: TrainConfig, name: str, family: "Family 
     arms = ArmTable(config.arm_list())
     arms.check_students(tuple(family.students))
     called, policy = policy_of(run, config, name, family, arms)
-    rows = json.loads(run.evaluation.read_text(encoding="utf-8")) if run.evaluation.is_file() else []
+    rows = read_json(run.evaluation, [])
     told = (called, TARGET_ALONE, THRESHOLD, BEST_FIXED, ORACLE)
     return Bundle(
         name=config.name,

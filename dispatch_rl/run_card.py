@@ -1,12 +1,10 @@
 """The model card of a run: what was trained, on what, how well it does, and how to use, export and resume it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dispatch_rl import __version__
 from dispatch_rl.config import TrainConfig
-
-if TYPE_CHECKING:
-    from dispatch_rl.runs import RunFolder
+from dispatch_rl.runs import RunFolder, read_json, write_atomically
 
 _CARD = """\
 # Run `{name}`: a dispatcher for speculative decoding
@@ -38,21 +36,21 @@ All rows are in `evaluation.json`, figures in `report.html` and `performance_met
 | file | holds |
 |---|---|
 | `best/policy.safetensors` | the policy that was fastest on the validation prompts; `checkpoints/` has the others |
+| `best/validation.json` | what validation said about it, and the arm if it is a fixed one |
 | `config.yaml`, `command.txt`, `environment.json` | the whole configuration, the command, versions and device |
 | `interface.json` | what the policy sees, and what it chooses from |
 | `metrics.jsonl`, `tensorboard/` | the training as it went |
-| `state/` | what `--resume` goes on from |
+| `state/` | what `--resume` goes on from, until there is `finished.txt` |
 
 Nothing here is a pickle. Made with {versions}.{tracked}
 """
 
 
-def write_card(run: "RunFolder", config: TrainConfig) -> None:
+def write_card(run: RunFolder, config: TrainConfig) -> None:
     """Write ``README.md`` from what is in the folder of a run by now."""
     from dispatch_rl.comparison import ORACLE, TARGET_ALONE
     from dispatch_rl.contestants import BEST_FIXED, LEARNED, THRESHOLD, TUNED
     from dispatch_rl.export import training_summary
-    from dispatch_rl.runs import read_json, write_atomically
     from dispatch_rl.runtime.card import evaluation_table, training_sentence
 
     told = (LEARNED, TARGET_ALONE, THRESHOLD, TUNED, BEST_FIXED, ORACLE)
@@ -89,7 +87,7 @@ def _texts(config: TrainConfig) -> str:
     return f"up to {config.prompts.max_new_tokens} tokens, temperature {config.sampling.temperature}, {method}"
 
 
-def _commands(run: "RunFolder", config: TrainConfig) -> str:
+def _commands(run: RunFolder, config: TrainConfig) -> str:
     if not run.finished:
         return f"python -m dispatch_rl.train --resume {run.path}  # the training is not finished: it goes on"
     lines = [f"python -m dispatch_rl.evaluate {run.path}"]
@@ -107,8 +105,6 @@ def _commands(run: "RunFolder", config: TrainConfig) -> str:
     return "\n".join(lines)
 
 
-def _tracked(run: "RunFolder") -> str:
-    from dispatch_rl.runs import read_json
-
+def _tracked(run: RunFolder) -> str:
     kept: dict[str, Any] = read_json(run.tracking, {}).get("wandb", {})
     return f" Followed in W&B as `{kept['project']}/{kept['id']}`." if kept else ""

@@ -35,11 +35,11 @@ def test_a_training_is_finished_when_nothing_is_left_of_it(
     evaluate.main([str(path)])
     assert "the training is not finished; measured is its best policy so far" in capsys.readouterr().out
     assert run.evaluation.is_file()
-    assert "--resume" in run.card.read_text()
+    assert f"--resume {path}" in run.card.read_text()
     train.main([f"--resume={path}"])
     assert "going on after 256" in capsys.readouterr().out
     assert run.finished
-    assert "--resume RUN" not in run.card.read_text()
+    assert f"--resume {path}" not in run.card.read_text()
     assert "python -m dispatch_rl.export" in run.card.read_text()
     train.main([f"--resume={path}"])
     assert "this run is finished" in capsys.readouterr().out

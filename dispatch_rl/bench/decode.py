@@ -138,8 +138,10 @@ def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
     """Print the rows of two decoders as a table."""
     ours = rows[0]
     print(f"{ours['num_prompts']} held-out prompts, {ours['num_emitted_tokens']} tokens, greedy, {ours['device']}; prefill included")
-    parted = f"{ours['num_parted']} texts parted at near ties, as they may in 16 bits; times are per token of each decoder's own text"
-    print(f"{parted if ours['num_parted'] else 'the two emit the same tokens'}\n")
+    if ours["num_parted"]:
+        print(f"{ours['num_parted']} texts parted at near ties, as they may in 16 bits; times are per token of each decoder's own text\n")
+    else:
+        print("the two emit the same tokens\n")
     print(f"{'decoder':<44} {'ms/token':>9} {'95 % interval':>17} {'tokens/s':>9}")
     for row in rows:
         interval = f"{row['ci_low']:.3f} - {row['ci_high']:.3f}"

@@ -27,10 +27,11 @@ class Draft:
         self.tokens: list[DraftToken] = []
         self.took_ms = 0.0
         """Time of the students' forward passes, catch-up included."""
+        self.draw = 0
+        """Number of the round."""
         self.lookup = LookupIndex()
         """Of the text."""
         self._family, self._sampler, self._text, self._limit = family, sampler, text, limit
-        self._draw = 0
         self._unready: dict[str, Exception] = {}
         """Students that could not begin this text, and why."""
 
@@ -51,7 +52,7 @@ class Draft:
     def next_round(self) -> None:
         """Begin another draft, behind a text that has grown."""
         self.tokens, self.took_ms = [], 0.0
-        self._draw += 1
+        self.draw += 1
 
     def add(self, student: str, arm: Arm | None = None, clarity: bool = False) -> DraftToken | None:
         """Let ``student`` draft one more token, and return it; see :meth:`DecodingSession.draft`."""
@@ -113,7 +114,7 @@ class Draft:
         """Return what a student has not read before the next draft token."""
         read, written, slot = model.length, len(self._text), len(self.tokens)
         drafted = [d.token for d in self.tokens[max(0, read - written) :]]
-        return Gap(self._text[read:], drafted, written + slot, self._draw, slot)
+        return Gap(self._text[read:], drafted, written + slot, self.draw, slot)
 
     def _by_lookup(self) -> DraftToken | None:
         _, proposed = self.lookup.find([d.id for d in self.tokens])

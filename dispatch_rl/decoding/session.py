@@ -138,7 +138,7 @@ class DecodingSession:
         """Let the target judge the draft, commit what stands, and return the record of the round."""
         self._begin_round()
         began = perf_counter()
-        verdict = judge(self.family, self._sampler, self.tokens[-1], self._draft.tokens, len(self.tokens), len(self.rounds))
+        verdict = judge(self.family, self._sampler, self.tokens[-1], self._draft.tokens, len(self.tokens), self._draft.draw)
         entropies = verdict.statistics.entropy_nats.tolist()
         verify_ms = 1000 * (perf_counter() - began)
 
