@@ -150,7 +150,7 @@ def test_what_was_done_to_a_family_is_told_in_order(made: Path, arguments: list[
     further = [*arguments, f"--output={tmp_path}/on", f"--init={made}", "--init_step=1", "--reasoning_share=0.34"]
     main(further)
     on = (tmp_path / "on" / "TRAINING.md").read_text().strip()
-    assert on.startswith(begun + " Then the target learned on for 3 steps (0.0 M tokens, 34% reasoning), alone for the first 1;")
+    assert on.startswith(begun + " Then the target learned on for 3 steps (0.0 M tokens), alone for the first 1 (50% reasoning, then 34%);")
     assert "for 2 steps" in on.removeprefix(begun)
     main([*arguments, f"--output={tmp_path}/students", f"--init={tmp_path}/on"])
     last = (tmp_path / "students" / "TRAINING.md").read_text().removeprefix(on)

@@ -124,8 +124,8 @@ def test_models_learn_in_turn(tmp_path: Path) -> None:
         assert moved == {key for name in learning for key in parameters(trained, name)}
 
 
-def test_the_last_steps_have_their_own_share_of_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of three windows while the target learns, one of three after it."""
+def test_every_stage_has_its_own_share_of_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the windows while the target is alone, two of three while students learn beside it, one of three after it."""
     trained, shares = trainer(tmp_path), list[float]()
     batch = CORPUS.batch
 
@@ -135,7 +135,7 @@ def test_the_last_steps_have_their_own_share_of_problems(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(CORPUS, "batch", told)
     train_family(trained, lambda line: None)
-    assert shares == [0.67] * 4 + [0.34] * 2
+    assert shares == [0.5] * 2 + [0.67] * 2 + [0.34] * 2
 
 
 @pytest.mark.parametrize(("known", "narrow"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)])

@@ -43,10 +43,10 @@ def _first_steps(recipe: Recipe) -> str:
     stride_rows = len(range(0, recipe.batch_rows, settings.student_stride))
     beside_tokens = (steps - alone) * stride_rows * recipe.window
     return (
-        f"{'Then the target learned on' if recipe.init else 'The target learned'} for {steps} steps ({_millions(recipe, steps)}, "
-        f"{recipe.reasoning_share:.0%} reasoning), alone for the first {alone}; from then on the students that are not of its "
-        f"width learned beside it ({beside_tokens / 1e6:.1f} M tokens), distilled from it (weight {settings.distillation} of "
-        f"KL(p_target || q_student), the rest cross-entropy)."
+        f"{'Then the target learned on' if recipe.init else 'The target learned'} for {steps} steps ({_millions(recipe, steps)}), "
+        f"alone for the first {alone} ({settings.alone_reasoning_share:.0%} reasoning, then {recipe.reasoning_share:.0%}); from then on "
+        f"the students that are not of its width learned beside it ({beside_tokens / 1e6:.1f} M tokens), distilled from it (weight "
+        f"{settings.distillation} of KL(p_target || q_student), the rest cross-entropy)."
     )
 
 

@@ -23,17 +23,19 @@ class ModelSize:
 class Optimisation:
     """How the weights move: Muon for matrices, AdamW for embeddings, norms and biases."""
 
-    steps: int = 4600
+    steps: int = 8000
     """Optimiser steps of the target."""
     warmup_steps: int = 60
     """Steps over which the learning rate rises from zero, for the target and again for the students."""
-    alone_steps: int = 1400
+    alone_steps: int = 4000
     """First steps, at the full rate, in which the target learns alone."""
+    alone_reasoning_share: float = 0.5
+    """Share of the windows with generated problems in those steps; less than later, because what is learned late is known best."""
     joint_rate: float = 0.3
     """Share of the full rate at which the students join; from there it falls linearly to zero."""
     last_steps: int = 2500
     """Steps after the target is finished, in which all students are distilled from it; those of its width begin as some of its layers."""
-    last_reasoning_share: float = 0.34
+    last_reasoning_share: float = 0.5
     """Share of the windows with generated problems in the last steps."""
     last_temperatures: tuple[float, ...] = (1.0, 0.6)
     """Temperatures at which a student is to agree with the target in the last steps; low ones teach it what is likely."""
@@ -45,7 +47,7 @@ class Optimisation:
     """Decoupled weight decay of the matrices."""
     distillation: float = 0.8
     """Weight of a student's divergence from the target until the target is finished; the rest is cross-entropy on the text."""
-    student_stride: int = 2
+    student_stride: int = 3
     """Students that learn beside the target learn from every n-th window of a batch."""
     initializer_range: float = 0.06
     """Standard deviation of the initial weights."""
@@ -73,7 +75,8 @@ class Recipe:
     batch_rows: int = 6
     """Windows per step."""
     reasoning_share: float = 0.84
-    """Share of the windows filled with generated problems; the rest is code and folders."""
+    """Share of the windows filled with generated problems while the students that are narrower than the target learn beside it; the rest
+    is code and folders."""
     folders: list[Path] = field(default_factory=list)
     """Further folders of text (.py, .txt, .md, .rst), beside the standard library."""
     target: ModelSize = ModelSize(160, 12, 5, 432)
@@ -105,6 +108,12 @@ class Recipe:
         if self.init is None:
             return 0
         return self.optimisation.steps if self.init_step is None else self.init_step
+
+    def reasoning_share_at(self, step: int) -> float:
+        """Return the share of the windows of ``step`` that are filled with generated problems."""
+        if step >= self.optimisation.steps:
+            return self.optimisation.last_reasoning_share
+        return self.optimisation.alone_reasoning_share if step < self.optimisation.alone_steps else self.reasoning_share
 
     @property
     def grown(self) -> list[str]:

@@ -154,12 +154,10 @@ class FamilyTrainer:
     def _losses(self, names: Sequence[str]) -> Tensor:
         """Return the losses of the models that learn in this step."""
         settings, recipe = self.recipe.optimisation, self.recipe
-        last = self.step >= settings.steps
-        share = settings.last_reasoning_share if last else recipe.reasoning_share
-        tokens = torch.from_numpy(self.corpus.batch(self.step, recipe.batch_rows, share)).to(self.device)
+        tokens = torch.from_numpy(self.corpus.batch(self.step, recipe.batch_rows, recipe.reasoning_share_at(self.step))).to(self.device)
         models = nn.ModuleDict({name: self.models[name] for name in dict.fromkeys(["target", *names])})
         with torch.autocast(self.device.type, torch.bfloat16, enabled=_multiplies_bfloat16(self.device)):
-            if last:
+            if self.step >= settings.steps:
                 return self._last_losses(models, tokens, settings.last_temperatures)
             return self._joint_losses(models, tokens, settings.distillation, settings.student_stride)
 
