@@ -142,11 +142,9 @@ def test_losslessness_can_fail(pocket: Family, monkeypatch: pytest.MonkeyPatch) 
         return min(accepted + 1, len(drafted)), following
 
     monkeypatch.setattr(sampler, "verify_exact", generous)
-    sampling, unlike = Sampling(1.0, seed=1), 0
-    for prompt in islice(prompts(PromptConfig(), pocket, "test", seed=3), 4):
-        session = decode(pocket, prompt.tokens, sampling, 60, lambda s: s.step(Arm("small", 6)))
-        unlike += session.text_tokens != own_text(pocket, prompt.tokens, session.text_tokens, sampling)
-    assert unlike
+    prompt = next(prompts(PromptConfig(), pocket, "test", seed=8)).tokens
+    session = decode(pocket, prompt, Sampling(1.0, seed=1), 60, lambda s: s.step(Arm("small", 6)))
+    assert session.text_tokens != own_text(pocket, prompt, session.text_tokens, Sampling(1.0, seed=1))
 
 
 def test_a_second_choice_stands_in_place_of_a_wrong_first(pocket: Family) -> None:

@@ -104,7 +104,7 @@ def test_the_comparison_meets_what_is_difficult(recorded: Recorded, compared: li
     traces, partial = recorded.world.traces, [0 < len(pair.live.drafted) < pair.arm.length for pair in compared]
     assert any(partial)
     assert any(len(pair.live.emitted) == pair.live.num_accepted < len(pair.live.drafted) for pair in compared)
-    assert min(traces.lengths) < max(traces.lengths), "some texts end by themselves before others are cut"
+    assert len({int(length) for length in traces.lengths}) > 2
     if recorded.name == "pocket":
         assert {pair.live.hedge_stood for pair in compared if pair.live.num_hedges} == {True, False}
     unsure = [pair for pair in compared if pair.arm.stops and len(pair.live.drafted) < pair.arm.length]
