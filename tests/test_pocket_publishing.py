@@ -20,7 +20,9 @@ from dispatch_rl.errors import UserError
 from dispatch_rl.pocket import card, measures, stdlib
 from dispatch_rl.pocket.__main__ import main
 from dispatch_rl.pocket.measures import ModelFigures
+from dispatch_rl.pocket.publishing import training_text
 from dispatch_rl.pocket.reasoning import KINDS, Problem, is_held_out
+from dispatch_rl.pocket.recipe import ModelSize, Recipe
 from tests.families import family_config
 
 RECIPE = """\
@@ -154,7 +156,15 @@ def test_what_was_done_to_a_family_is_told_in_order(made: Path, arguments: list[
     assert "for 2 steps" in on.removeprefix(begun)
     main([*arguments, f"--output={tmp_path}/students", f"--init={tmp_path}/on"])
     last = (tmp_path / "students" / "TRAINING.md").read_text().removeprefix(on)
-    assert last.startswith(" Then all students were distilled from the finished target for 2 steps")
+    assert last.startswith(" Then tiny and grown were distilled from the finished target for 2 steps")
+
+
+def test_a_training_says_who_learned(made: Path) -> None:
+    """A training that begins after its target's first steps alone, or distils one student, does not tell of more."""
+    recipe = Recipe(init=made, init_step=4000, students={"large": ModelSize(160, 6, 5, 432)})
+    text = training_text(recipe).removeprefix((made / "TRAINING.md").read_text().strip())
+    assert "for 4000 steps (12.3 M tokens), 84% reasoning; the students" in text
+    assert "After that large was distilled from the finished target for 2500 steps" in text
 
 
 @pytest.mark.parametrize(

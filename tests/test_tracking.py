@@ -1,5 +1,6 @@
 """Following a run: what is told to whom, trackers that fail, and the card of a run."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def test_tensorboard_forgets_what_a_resumed_run_tells_again(tmp_path: Path) -> N
         for step, value in values.items():
             tracker.log(step, {"a/b": value})
         tracker.finish(False)
+        time.sleep(1)  # files are read in the order of their names: the second, then the count of writers as text, 10 before 9
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, round(event.value, 3)) for event in events.Scalars("a/b")] == [(1, 0.1), (2, 2.0), (3, 3.0)]

@@ -42,11 +42,13 @@ def _first_steps(recipe: Recipe) -> str:
     steps, alone = settings.steps - recipe.first_step, max(0, settings.alone_steps - recipe.first_step)
     stride_rows = len(range(0, recipe.batch_rows, settings.student_stride))
     beside_tokens = (steps - alone) * stride_rows * recipe.window
+    share = f"{recipe.reasoning_share:.0%}"
+    began = f"alone for the first {alone} ({settings.alone_reasoning_share:.0%} reasoning, then {share}); from then on"
     return (
         f"{'Then the target learned on' if recipe.init else 'The target learned'} for {steps} steps ({_millions(recipe, steps)}), "
-        f"alone for the first {alone} ({settings.alone_reasoning_share:.0%} reasoning, then {recipe.reasoning_share:.0%}); from then on "
-        f"the students that are not of its width learned beside it ({beside_tokens / 1e6:.1f} M tokens), distilled from it (weight "
-        f"{settings.distillation} of KL(p_target || q_student), the rest cross-entropy)."
+        f"{began if alone else f'{share} reasoning;'} the students that are not of its width learned beside it "
+        f"({beside_tokens / 1e6:.1f} M tokens), distilled from it (weight {settings.distillation} of KL(p_target || q_student), the rest "
+        f"cross-entropy)."
     )
 
 
@@ -56,8 +58,9 @@ def _last_steps(recipe: Recipe) -> str:
     began = f" {' and '.join(grown)} began as a selection of its layers." if grown else ""
     when = "Then" if recipe.first_step == settings.steps else "After that"
     temperatures = " and ".join(f"{temperature:g}" for temperature in settings.last_temperatures)
+    names = " and ".join(recipe.students) + (" were" if len(recipe.students) > 1 else " was")
     return (
-        f"{when} all students were distilled from the finished target for {settings.last_steps} steps "
+        f"{when} {names} distilled from the finished target for {settings.last_steps} steps "
         f"({_millions(recipe, settings.last_steps)}, {settings.last_reasoning_share:.0%} reasoning), by the divergence at temperatures "
         f"{temperatures} alone.{began}"
     )
