@@ -165,6 +165,7 @@ def test_a_training_says_who_learned(made: Path) -> None:
     text = training_text(recipe).removeprefix((made / "TRAINING.md").read_text().strip())
     assert "for 4000 steps (12.3 M tokens), 84% reasoning; the students" in text
     assert "After that large was distilled from the finished target for 2500 steps" in text
+    assert "After that small, medium and large were distilled" in training_text(Recipe())
 
 
 @pytest.mark.parametrize(

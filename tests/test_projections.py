@@ -1,6 +1,7 @@
 """Products with weights that may be read ahead: measured, and without a trace in the results."""
 
 from itertools import accumulate
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,23 @@ def test_weights_are_read_ahead_where_that_is_faster(plain: float, ahead: float,
     linears = [Linear(weight(8, 4), None), Linear(weight(4, 8), weight(4, 1)[:, 0])]
     choose_order(linears)
     assert [linear.reads_ahead for linear in linears] == [ahead < plain] * 2
+
+
+def test_every_pass_is_timed_after_other_memory_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a round: weights that the pass before left near would make reading them ahead look useless."""
+    events: list[str] = []
+    elsewhere = SimpleNamespace(sum=lambda: events.append("elsewhere"))
+
+    def clock() -> float:
+        events.append("clock")
+        return 0.0
+
+    linear = Linear(weight(8, 4), None)
+    monkeypatch.setattr(projections, "perf_counter", clock)
+    monkeypatch.setattr(torch, "zeros", lambda _: elsewhere)
+    choose_order([linear])
+    assert events == ["elsewhere", "clock", "clock"] * (len(events) // 3)
+    assert events
 
 
 def test_only_what_stays_near_is_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Writing a trained family as Hugging Face folders."""
 
 import platform
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -43,10 +44,10 @@ def _first_steps(recipe: Recipe) -> str:
     stride_rows = len(range(0, recipe.batch_rows, settings.student_stride))
     beside_tokens = (steps - alone) * stride_rows * recipe.window
     share = f"{recipe.reasoning_share:.0%}"
-    began = f"alone for the first {alone} ({settings.alone_reasoning_share:.0%} reasoning, then {share}); from then on"
+    alone_first = f"alone for the first {alone} ({settings.alone_reasoning_share:.0%} reasoning, then {share}); from then on"
     return (
         f"{'Then the target learned on' if recipe.init else 'The target learned'} for {steps} steps ({_millions(recipe, steps)}), "
-        f"{began if alone else f'{share} reasoning;'} the students that are not of its width learned beside it "
+        f"{alone_first if alone else f'{share} reasoning;'} the students that are not of its width learned beside it "
         f"({beside_tokens / 1e6:.1f} M tokens), distilled from it (weight {settings.distillation} of KL(p_target || q_student), the rest "
         f"cross-entropy)."
     )
@@ -55,15 +56,19 @@ def _first_steps(recipe: Recipe) -> str:
 def _last_steps(recipe: Recipe) -> str:
     settings = recipe.optimisation
     grown = recipe.grown if recipe.first_step < settings.steps else []
-    began = f" {' and '.join(grown)} began as a selection of its layers." if grown else ""
+    began = f" {_listed(grown)} began as a selection of its layers." if grown else ""
     when = "Then" if recipe.first_step == settings.steps else "After that"
-    temperatures = " and ".join(f"{temperature:g}" for temperature in settings.last_temperatures)
-    names = " and ".join(recipe.students) + (" were" if len(recipe.students) > 1 else " was")
+    temperatures = _listed([f"{temperature:g}" for temperature in settings.last_temperatures])
+    were = "was" if len(recipe.students) == 1 else "were"
     return (
-        f"{when} {names} distilled from the finished target for {settings.last_steps} steps "
+        f"{when} {_listed(list(recipe.students))} {were} distilled from the finished target for {settings.last_steps} steps "
         f"({_millions(recipe, settings.last_steps)}, {settings.last_reasoning_share:.0%} reasoning), by the divergence at temperatures "
         f"{temperatures} alone.{began}"
     )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def _millions(recipe: Recipe, steps: int) -> str:
