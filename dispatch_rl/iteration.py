@@ -14,7 +14,7 @@ and now and then stays with a random one for some rounds, since a student that w
 only if it is kept. (Rollout classification policy iteration, Lagoudakis and Parr 2003, with costs in place of the best action's label.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -34,6 +34,8 @@ _SIDE_BY_SIDE = 1 << 17
 """Episodes that are followed at once."""
 _TOKENS_PER_ROUND = 3
 """About so many; the number of states follows from it."""
+_NEVER = -1e9
+"""Logit of what is not taken."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Lesson:
     observations: Observations
     """``[states, features]``."""
     advantages: NDArray[np.float32]
-    """``Q(s, a)`` less its mean over the arms (ms) ``[states, arms]``."""
+    """``Q(s, a)`` less its mean over the actions that are taken (ms) ``[states, actions]``."""
 
 
 class PolicyIteration:
@@ -54,12 +56,22 @@ class PolicyIteration:
         config: Sizes and rates.
         seed: Of states, exploration and weights.
         initial: The policy to begin with; None begins with one that has no preference.
+        among: Actions that are taken until :meth:`open`; None means all.
     """
 
-    def __init__(self, world: ReplayWorld, config: PolicyIterationConfig, seed: int, initial: NetworkPolicy | None = None) -> None:
+    def __init__(
+        self,
+        world: ReplayWorld,
+        config: PolicyIterationConfig,
+        seed: int,
+        initial: NetworkPolicy | None = None,
+        among: Sequence[int] | None = None,
+    ) -> None:
         self.world = world
         self.config = config
         self.seed = seed
+        self.actions: Ints = np.array(range(len(world.arms)) if among is None else among)
+        """Those that are taken."""
         self.iteration = 0
         """Iterations that are done."""
         self.lessons: list[Lesson] = []
@@ -71,7 +83,19 @@ class PolicyIteration:
 
     def policy(self) -> NetworkPolicy:
         """Return the policy as it is."""
-        return NetworkPolicy(self.scale.copy(), *layers.read(layers.linears(self.network)))
+        return NetworkPolicy(self.scale.copy(), *self._read())
+
+    def open(self) -> None:
+        """Let every action be taken from now on; what was not yet begins as the average of what was."""
+        others = self._others()
+        if not len(others):
+            return
+        last = layers.linears(self.network)[-1]
+        with torch.no_grad():
+            for rows in (last.weight, last.bias):
+                rows[others] = rows[self.actions].mean(dim=0)
+        # What was learned says nothing of the others.
+        self.actions, self.lessons = np.arange(len(self.world.arms)), []
 
     def step(self) -> Lesson:
         """Do one iteration and return what was learned from in it."""
@@ -85,20 +109,20 @@ class PolicyIteration:
     def action_entropy(self) -> float:
         """Return the mean entropy (nats) of the action distribution over the last states; near zero means it has collapsed."""
         with torch.no_grad():
-            log_p = self.network(self._inputs(self.lessons[-1].observations)).log_softmax(-1)
+            log_p = self._log_p(self._inputs(self.lessons[-1].observations))
         return float(-(log_p.exp() * log_p).sum(-1).mean())
 
     def _lesson(self, rng: np.random.Generator) -> Lesson:
         policy = self.policy()
         states = self._explore(policy, rng)
-        rows, arms = np.arange(states.count), len(self.world.arms)
+        rows, arms = np.arange(states.count), len(self.actions)
         costs = [self._costs(states.branched(some), policy) for some in np.array_split(rows, -(-states.count * arms // _SIDE_BY_SIDE))]
         found = np.concatenate(costs)
         return Lesson(states.observations(), (found - found.mean(axis=1, keepdims=True)).astype(np.float32))
 
     def _explore(self, policy: NetworkPolicy, rng: np.random.Generator) -> Episodes:
         """Decode texts with a policy that explores and return about ``config.states`` states, any round's as likely as another's."""
-        world, arms = self.world, len(self.world.arms)
+        world = self.world
         rounds = world.traces.lengths[world.texts].sum() / _TOKENS_PER_ROUND
         passes = int(np.ceil(self.config.states / rounds))
         found: list[Episodes] = []
@@ -108,28 +132,27 @@ class PolicyIteration:
             while episodes.count:
                 taken = np.flatnonzero(rng.random(episodes.count) < self.config.states / (rounds * passes))
                 found.append(episodes.branched(taken))
-                actions, kept = self._exploring(policy.batch_logits(episodes.observations()), kept, arms, rng)
+                actions, kept = self._exploring(policy.batch_logits(episodes.observations()), kept, rng)
                 going = ~episodes.step(actions).finished
                 episodes.keep(going)
                 kept = kept[going]
         # So few states may have been asked for that chance took none.
         return joined(found) if any(part.count for part in found) else Episodes(world, 1)
 
-    def _exploring(self, logits: NDArray[np.float32], kept: Ints, arms: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    def _exploring(self, logits: NDArray[np.float32], kept: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Return sampled arms, and with which arm, or -1, each episode stays."""
         config, count = self.config, len(kept)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True)).cumsum(axis=1)
         sampled = (weights > rng.random((count, 1)) * weights[:, -1:]).argmax(axis=1)
         kept = np.where(rng.random(count) < config.leave, -1, kept)
         begins = (kept < 0) & (rng.random(count) < config.stay)
-        kept = np.where(begins, rng.integers(arms, size=count), kept)
+        kept = np.where(begins, rng.choice(self.actions, size=count), kept)
         return np.where(kept >= 0, kept, sampled), kept
 
     def _costs(self, states: Episodes, policy: NetworkPolicy) -> Floats:
-        """Return ``Q(s, a)`` (ms) ``[states, arms]``."""
-        arms = len(self.world.arms)
-        branches = states.branched(np.repeat(np.arange(states.count), arms))
-        step = branches.step(np.tile(np.arange(arms), states.count))
+        """Return ``Q(s, a)`` (ms) ``[states, actions]``."""
+        branches = states.branched(np.repeat(np.arange(states.count), len(self.actions)))
+        step = branches.step(np.tile(self.actions, states.count))
         costs, left = step.latency_ms, np.flatnonzero(~step.finished)
         branches.keep(~step.finished)
         while branches.count:
@@ -138,7 +161,7 @@ class PolicyIteration:
             if step.finished.any():
                 branches.keep(~step.finished)
                 left = left[~step.finished]
-        return costs.reshape(-1, arms)
+        return costs.reshape(-1, len(self.actions))
 
     def _fit(self, generator: torch.Generator) -> None:
         config = self.config
@@ -148,11 +171,26 @@ class PolicyIteration:
         optimiser = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
         for _ in range(config.n_epochs):
             for rows in torch.randperm(len(observations), generator=generator).split(config.batch_size):
-                log_p = self.network(observations[rows]).log_softmax(-1)
+                log_p = self._log_p(observations[rows])
                 loss = (log_p.exp() * (advantages[rows] + config.ent_coef * log_p)).sum(-1).mean()
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
+
+    def _log_p(self, inputs: Tensor) -> Tensor:
+        """Return the logarithms of the chances of all that is taken ``[states, actions]``."""
+        log_p: Tensor = self.network(inputs)[:, self.actions].log_softmax(-1)
+        return log_p
+
+    def _read(self) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+        """Return weights and biases with which nothing else is chosen."""
+        weights, biases = layers.read(layers.linears(self.network))
+        biases[-1][self._others()] = _NEVER
+        return weights, biases
+
+    def _others(self) -> Ints:
+        """Return the actions that are not taken."""
+        return np.setdiff1d(np.arange(len(self.world.arms)), self.actions)
 
     def _width(self) -> int:
         """Return how many numbers the network reads."""
@@ -165,12 +203,14 @@ class PolicyIteration:
     def state(self) -> dict[str, NDArray[Any]]:
         """Return all that the next iteration depends on."""
         lessons = {f"{key}.{i}": getattr(lesson, key) for i, lesson in enumerate(self.lessons) for key in ("observations", "advantages")}
-        return {**self.policy().tensors(), **lessons, "iteration": np.array([self.iteration])}
+        numbers = {"iteration": np.array([self.iteration]), "seed": np.array([self.seed]), "actions": self.actions}
+        return {**self.policy().tensors(), **lessons, **numbers}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go on from a :meth:`state`."""
         tensors = dict(state)
-        self.iteration = int(tensors.pop("iteration")[0])
+        self.actions = tensors.pop("actions")
+        self.iteration, self.seed = (int(tensors.pop(key)[0]) for key in ("iteration", "seed"))
         count = sum(key.startswith("observations.") for key in tensors)
         self.lessons = [Lesson(tensors.pop(f"observations.{i}"), tensors.pop(f"advantages.{i}")) for i in range(count)]
         layers.write(layers.linears(self.network), NetworkPolicy.from_tensors(tensors))

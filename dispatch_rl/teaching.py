@@ -1,6 +1,6 @@
 """A learner at work: its lessons, metrics, checkpoints and the best policy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
@@ -10,7 +10,7 @@ from dispatch_rl.config import TrainConfig
 from dispatch_rl.decoding.features import Feature
 from dispatch_rl.envs.replay_vector import ReplayVecEnv, ReplayVectorEnv
 from dispatch_rl.envs.tally import Tally
-from dispatch_rl.iterating import iterate
+from dispatch_rl.iterating import Race, iterate
 from dispatch_rl.iteration import PolicyIteration
 from dispatch_rl.learning import build_learner, start_from
 from dispatch_rl.policies.network import NetworkPolicy
@@ -42,7 +42,12 @@ def learn_on_replay(
         env: The environment over ``world``, if it is there already; policy iteration needs none.
     """
     if config.algo == "policy_iteration":
-        iterate(PolicyIteration(world, config.policy_iteration, config.seed, initial), selection, update)
+        settings = config.policy_iteration
+
+        def begin(seed: int, among: Sequence[int] | None) -> PolicyIteration:
+            return PolicyIteration(world, settings, seed, initial, among if initial is None else None)
+
+        iterate(Race(begin, world, settings, config.seed), selection, update)
     else:
         env = ReplayVectorEnv(config.num_envs, config, world=world) if env is None else env
         learn_by_sampling(ReplayVecEnv(env), world.features, env.tally, config, selection, initial, update)

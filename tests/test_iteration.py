@@ -10,6 +10,7 @@ import pytest
 from dispatch_rl.config import PolicyIterationConfig
 from dispatch_rl.decoding.arms import NONE, Arm
 from dispatch_rl.errors import UserError
+from dispatch_rl.iterating import Race
 from dispatch_rl.iteration import PolicyIteration
 from dispatch_rl.policies.base import Observation, Policy
 from dispatch_rl.replay.oracle import cheapest
@@ -105,10 +106,100 @@ def test_exploring_leaves_no_trace_in_what_is_branched(tmp_path: Path) -> None:
     assert 60 < states.count < 240
 
 
+RACE = replace(SMALL, iterations=4, starts=3, heat=2, states=30, n_epochs=1)
+
+
+def race_of(world: ReplayWorld, config: PolicyIterationConfig = RACE) -> Race[PolicyIteration]:
+    """Return a new race on a world."""
+    return Race(lambda seed, among: PolicyIteration(world, config, seed, None, among), world, config, seed=7)
+
+
+def raced(race: Race[PolicyIteration], latencies_ms: list[float]) -> list[tuple[int, int, int]]:
+    """Let learners learn while validation says this; return start, iterations of its learner and of all together, after each."""
+    found = []
+    for latency_ms in latencies_ms:
+        race.learner.step()
+        found.append((race.start, race.learner.iteration, race.done))
+        race.judge(latency_ms)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("latencies_ms", "winner"),
+    [([3, 2, 1, 3, 2, 2], 2), ([2, 1, 1, 2, 3, 1], 1), ([2, 2, 2, 2, 1, 3], 3)],
+    ids=["by its best iteration", "the first of equals", "the last"],
+)
+def test_the_fastest_start_goes_on(tmp_path: Path, latencies_ms: list[float], winner: int) -> None:
+    """After two iterations of each of three; it ends after four of its own, whatever validation says of them."""
+    race = race_of(random_world(tmp_path / "x"))
+    heats = raced(race, latencies_ms)
+    assert heats == [(1, 1, 1), (1, 2, 2), (2, 1, 3), (2, 2, 4), (3, 1, 5), (3, 2, 6)]
+    assert not race.finished
+    assert raced(race, [9, 0]) == [(winner, 3, 7), (winner, 4, 8)]
+    assert race.finished
+    assert race.done == RACE.all_iterations == 8
+
+
+def test_every_start_has_one_student(tmp_path: Path) -> None:
+    """It takes that one's arms and the target alone, whatever it sees; who goes on takes all. No two begin with the same weights."""
+    world = random_world(tmp_path / "x")
+    race, taken, first = race_of(world), [], []
+    observations = np.random.default_rng(0).uniform(0, 9, (500, len(world.features))).astype(np.float32)
+    for _ in range(RACE.starts):
+        first.append(race.learner.policy().tensors()["layers.0.weight"].tobytes())
+        taken.append(race.learner.actions.tolist())
+        race.learner.step()
+        assert {*race.learner.policy().batch(observations)} <= {*taken[-1]}
+        race.judge(1)
+        raced(race, [1])
+    assert taken == [[0, 3], [1, 2, 3], [0, 3]]
+    assert len({*first}) == 3
+    assert race.learner.actions.tolist() == [0, 1, 2, 3]
+    logits = race.learner.policy().batch_logits(observations)
+    assert np.allclose(logits[:, 1], logits[:, [0, 3]].mean(axis=1), atol=1e-5)
+    assert np.array_equal(logits[:, 1], logits[:, 2])
+
+
+def test_one_start_is_plain_policy_iteration(tmp_path: Path) -> None:
+    """From the seed itself, with all arms."""
+    world = random_world(tmp_path / "x")
+    plain, alone = PolicyIteration(world, RACE, seed=7), race_of(world, replace(RACE, starts=1))
+    raced(alone, [1, 2, 3, 4])
+    for _ in range(4):
+        plain.step()
+    assert alone.finished
+    assert {key: value.tobytes() for key, value in alone.state().items() if key.startswith("0/")} == {
+        f"0/{key}": value.tobytes() for key, value in plain.state().items()
+    }
+
+
+@pytest.mark.parametrize("interrupted", range(1, 8))
+def test_a_race_goes_on_where_it_was(tmp_path: Path, interrupted: int) -> None:
+    """Bit for bit, in a heat, between two, and behind the last."""
+    world, latencies_ms = random_world(tmp_path / "x"), [3.0, 2, 1, 3, 2, 2, 5, 5]
+    whole, cut, other = race_of(world), race_of(world), race_of(world)
+    raced(whole, latencies_ms)
+    before = raced(cut, latencies_ms[:interrupted])
+    other.restore(cut.state())
+    assert [*before, *raced(other, latencies_ms[interrupted:])][-1] == (2, 4, 8)
+    assert {key: value.tobytes() for key, value in other.state().items()} == {key: value.tobytes() for key, value in whole.state().items()}
+
+
+@pytest.mark.parametrize(("iterations", "heats"), [(1, 0), (2, 3), (3, 3)])
+def test_heats_are_at_most_half_of_it(tmp_path: Path, iterations: int, heats: int) -> None:
+    """With so few iterations that no heat has any, there is one start, with all arms."""
+    race = race_of(random_world(tmp_path / "x"), replace(RACE, iterations=iterations, heat=5))
+    assert (race.learner.actions.tolist() == [0, 1, 2, 3]) == (not heats)
+    raced(race, [1] * (max(heats - 1, 0) + iterations))
+    assert race.finished
+    assert race.learner.actions.tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"states": 0}, "policy_iteration.states: 0 is not above 0"),
+        ({"starts": 0}, "policy_iteration.starts: 0 is not above 0"),
         ({"leave": 1.5}, r"policy_iteration.leave: 1.5 is not in 0 ... 1"),
         ({"ent_coef": -1.0}, "policy_iteration.ent_coef: -1.0 is below 0"),
         ({"net_arch": [0]}, r"policy_iteration.net_arch: \[0\] has a width"),

@@ -28,7 +28,9 @@ SMALL_DQN = [
 ]
 SMALL_ITERATION = [
     "--algo=policy_iteration",
-    "--policy_iteration.iterations=4",
+    "--policy_iteration.iterations=3",
+    "--policy_iteration.starts=2",
+    "--policy_iteration.heat=1",  # killed after one or two, between heats and behind them
     "--policy_iteration.states=64",
     "--policy_iteration.keep=2",
     "--policy_iteration.n_epochs=3",

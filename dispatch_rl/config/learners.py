@@ -128,6 +128,11 @@ class PolicyIterationConfig:
 
     iterations: int = 16
     """Improvements of the policy."""
+    starts: int = 3
+    """Learners that begin, in turn with one of the students alone; the one that is fastest on validation texts goes on, with all arms.
+    1 means a single one, with all arms from the beginning."""
+    heat: int = 5
+    """Iterations of each of them before that is decided, at most half of all."""
     states: int = 4_096
     """States, about, from which every arm is tried in each of them."""
     keep: int = 5
@@ -148,13 +153,24 @@ class PolicyIterationConfig:
     """Widths of the hidden layers. On the pocket family a second one chooses no better, and takes half as long again."""
 
     def __post_init__(self) -> None:
-        _check_positive("policy_iteration", self, ("iterations", "states", "keep", "n_epochs", "batch_size", "learning_rate", "leave"))
+        counts = ("iterations", "starts", "heat", "states", "keep", "n_epochs", "batch_size")
+        _check_positive("policy_iteration", self, (*counts, "learning_rate", "leave"))
         for key in ("stay", "leave"):
             if not 0 <= getattr(self, key) <= 1:
                 raise UserError(f"policy_iteration.{key}: {getattr(self, key)} is not in 0 ... 1")
         if self.ent_coef < 0:
             raise UserError(f"policy_iteration.ent_coef: {self.ent_coef} is below 0")
         _check_widths("policy_iteration", self.net_arch)
+
+    @property
+    def heat_length(self) -> int:
+        """Iterations of a heat; 0 if there is none."""
+        return min(self.heat, self.iterations // 2) if self.starts > 1 else 0
+
+    @property
+    def all_iterations(self) -> int:
+        """Iterations of all learners that begin, together."""
+        return self.iterations + (self.starts - 1) * self.heat_length
 
 
 def _check_positive(section: str, config: object, keys: Sequence[str]) -> None:

@@ -128,7 +128,7 @@ class TrainConfig(DecodingConfig):
     def total_steps(self) -> int:
         """Rounds to learn from."""
         if self.algo == "policy_iteration":
-            return self.policy_iteration.iterations * self.policy_iteration.states
+            return self.policy_iteration.all_iterations * self.policy_iteration.states
         if self.algo == "ppo":
             return self.ppo.sizes(self.live)[0]
         return (self.dqn if self.algo == "dqn" else self.qrdqn).total_steps

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dispatch_rl import layers
 from dispatch_rl.decoding.families import Family, load_family
 from dispatch_rl.decoding.features import Feature
 from dispatch_rl.errors import UserError
+from dispatch_rl.iterating import Race
 from dispatch_rl.iteration import PolicyIteration
 from dispatch_rl.policies.base import Actions, Policy
 from dispatch_rl.policies.network import NetworkPolicy
@@ -123,7 +123,7 @@ class InformedIteration(PolicyIteration):
     def policy(self) -> InformedPolicy:  # type: ignore[override]
         scale = np.delete(self.scale, self.world.column)
         scale = np.concatenate([scale, np.ones(self.world.known.shape[1], dtype=np.float32)])
-        return InformedPolicy(self.world, NetworkPolicy(scale, *layers.read(layers.linears(self.network))))
+        return InformedPolicy(self.world, NetworkPolicy(scale, *self._read()))
 
     def _width(self) -> int:
         known: int = self.world.known.shape[1]
@@ -149,16 +149,17 @@ class InformedTrial(Trial):
         family = load_family(self.config.family)
         config = replace(self.config.policy_iteration, net_arch=_WIDTHS)
         validation = informed_world(family, self.data, "validation")
-        learner = InformedIteration(informed_world(family, self.data, "train"), config, self.config.seed)
-        best = float("inf")
+        world, best = informed_world(family, self.data, "train"), float("inf")
+        race = Race(lambda seed, among: InformedIteration(world, config, seed, None, among), world, config, self.config.seed)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".part")
-        while learner.iteration < config.iterations:
-            learner.step()
-            policy = learner.policy()
+        while not race.finished:
+            race.learner.step()
+            policy = race.learner.policy()
             latency_ms = replay(validation, policy.on(validation)).latency_ms_per_token
             if latency_ms < best:
                 best = latency_ms
                 policy.network.save(unfinished)
-            update(learner.iteration * config.states, f"{latency_ms:.3f} ms per token on validation texts")
+            race.judge(latency_ms)
+            update(race.done * config.states, f"{latency_ms:.3f} ms per token on validation texts")
         unfinished.replace(self.path)
