@@ -1,5 +1,6 @@
 """What several tests measure with."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,9 +20,12 @@ needs_gpu = pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
 @contextmanager
 def poisoned() -> Iterator[None]:
     """Fill what ``torch.empty`` returns with NaN, or the largest integer, so that what a kernel forgets to write is seen."""
-    torch.use_deterministic_algorithms(True)
+    # Only a warning where an operation beside the kernel has no deterministic form on the device, as sums along a row.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
+            yield
     finally:
         torch.use_deterministic_algorithms(False)
 

@@ -55,7 +55,7 @@ def test_a_round_is_told_by_one_copy(pocket: Family, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(DeviceSampler, "_to_host", counted)
     sampler = DeviceSampler(Sampling(0.7), pocket.vocab, pocket.device, operations.REFERENCES)
-    logits = torch.randn(4, pocket.vocab)
+    logits = torch.randn(4, pocket.vocab, device=pocket.device)
     drafted = torch.cat([sampler.draft(logits[i : i + 1], 9 + i, 0)[0] for i in range(3)])
     assert copies == []
     accepted, _ = sampler.verify(logits, drafted, None, 9, 0)

@@ -13,6 +13,7 @@ from dispatch_rl.decoding import families, graphs, static
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
 from dispatch_rl.decoding.cache import StackedCache
 from dispatch_rl.decoding.capturing import CudaGraphs, Program
+from dispatch_rl.decoding.device_sampling import DeviceSampler
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.graphs import GraphWarning, capture_graphs, student_passes, target_passes
 from dispatch_rl.decoding.loop import warm_up
@@ -21,7 +22,7 @@ from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.decoding.static import Choice
 from dispatch_rl.kernels.operations import REFERENCES
-from dispatch_rl.kernels.verify import Rule
+from dispatch_rl.kernels.verify import Rule, Verified
 from tests.families import llama, qwen2
 from tests.helpers import DEVICE, needs_gpu
 from tests.statics import CAPTURABLE, again, capture, decode, on_device, outline
@@ -224,3 +225,34 @@ def test_doctor_tells_of_graphs(capsys: pytest.CaptureFixture[str]) -> None:
     assert FamilyConfig().graphs
     doctor.main(["--family.graphs=false"])
     assert "graphs             none" in capsys.readouterr().out
+
+
+def test_a_draft_is_told_with_its_judgement(other: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host waits once a round, for both; what was drafted from no numbers is told then, and does not get into the text."""
+    family, arm, sampling = capture(other, Tapes(), [Arm("twin", 5)]), Arm("twin", 5), Sampling(1.0, seed=2)
+    waits: list[int] = []
+    to_host = DeviceSampler._to_host
+
+    def counted(self: DeviceSampler, found: Verified) -> Verified:
+        waits.append(len(found.packed))
+        return to_host(self, found)
+
+    with on_device():
+        session = DecodingSession(family, [5, 6, 7], sampling, 60)
+    monkeypatch.setattr(DeviceSampler, "_to_host", counted)
+    monkeypatch.setattr(Tensor, "cpu", lambda self: pytest.fail("the host waits"))
+    failures: list[Exception] = []
+    session.step(arm, failures.append)
+    assert (len(waits), failures) == (1, [])
+    cache = family.students["twin"].cache
+    assert isinstance(cache, StackedCache)
+    cache.buffer.fill_(torch.nan)
+    session.step(arm, failures.append)
+    assert [str(failure) for failure in failures] == ["logits that are not numbers"]
+    with pytest.raises(FloatingPointError):
+        session.step(arm)
+    session.step(Arm(NONE), failures.append)
+    assert len(failures) == 1
+    assert len(waits) == 4
+    monkeypatch.undo()
+    assert session.text_tokens == own_text(other, [5, 6, 7], session.text_tokens, sampling)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,21 @@ import pytest
 import torch
 
 from dispatch_rl.config import DecodingConfig, ProfilingConfig
+from dispatch_rl.decoding import graphs
 from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
+from dispatch_rl.decoding.drafting import Draft
 from dispatch_rl.decoding.families import Family, load_family
+from dispatch_rl.decoding.graphs import capture_graphs
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
+from dispatch_rl.kernels.operations import REFERENCES
+from dispatch_rl.replay import measuring
 from dispatch_rl.replay.fingerprint import family_fingerprint
-from dispatch_rl.replay.measuring import measure
+from dispatch_rl.replay.measuring import _noise_ms_per_token, _part, measure
 from dispatch_rl.replay.profile import TARGET, ForwardLatency, Profile
 from tests.families import family_config
+from tests.statics import CAPTURABLE, again, on_device
+from tests.tape import Tapes
 from tests.traces import constant, latencies_ms, made_up_profile, made_up_world
 
 BY_HAND = {
@@ -200,6 +208,43 @@ def test_a_measured_profile_is_whole(other: Family, sampling: Sampling) -> None:
     assert min(profile.models["twin"].next_ms or [0]) > 0
     assert profile.overhead_ms > 0
     assert (profile.token_ms > 0) == (not sampling.greedy)
+
+
+def test_whole_drafts_are_measured_where_they_are_one_graph(other: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As rounds of an arm are decoded: no student is asked token by token, and further tokens take what is beyond a single one."""
+    asked: set[str] = set()
+    add = Draft.add
+
+    def counted(self: Draft, student: str, *rest: Any) -> Any:
+        asked.add(student)
+        return add(self, student, *rest)
+
+    monkeypatch.setattr(Draft, "add", counted)
+    monkeypatch.setattr(graphs, "operations", lambda device: CAPTURABLE)
+    family = again(other, Tapes())
+    config = DecodingConfig(arms=[Arm("tiny", 4), Arm("twin", 2), Arm(NONE)])
+    with on_device():
+        capture_graphs(family, config.arm_list(), tell=lambda line: None)
+        profile = measure(family, config, ProfilingConfig(rounds=200, draft_lengths=[2], longest_context=64))
+    assert asked == {LOOKUP}
+    for name in ("tiny", "twin"):
+        assert min(profile.models[name].queries) <= 2
+        assert min(profile.models[name].next_ms or [-1]) >= 0
+
+
+def test_time_of_a_whole_draft_is_parted_by_hand() -> None:
+    """Beyond the median of single tokens with as much to catch up on; where there is none, a draft tells nothing."""
+    samples = {("a", 2): [(10, 1.0), (20, 3.0), (30, 2.0)], ("b", 2): [(10, 50.0)]}
+    _part({"a": [(2, 40, 5, 10.0), (7, 40, 3, 9.0), (2, 50, 2, 1.5)]}, defaults := defaultdict(list, samples))
+    assert defaults["a", 0] == [(42, 2.0), (51, 0.0)]
+
+
+def test_kernels_make_noise_where_they_use_it(other: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it is part of what they take, so nothing is charged for it besides."""
+    config = DecodingConfig(sampling=Sampling(0.8))
+    assert _noise_ms_per_token(other, config) > 0
+    monkeypatch.setattr(measuring, "operations", lambda device: replace(REFERENCES, compiled=True))
+    assert _noise_ms_per_token(other, config) == 0
 
 
 def one_weight(family: Family) -> None:

@@ -1,6 +1,7 @@
 """Work that is captured once and replayed, over the same buffers: CUDA graphs."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -33,7 +34,8 @@ class CudaGraphs:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
-        self._one = torch.zeros(1, device=device)
+        with torch.inference_mode(False):
+            self._one = torch.zeros(1, device=device)
         self._first: Program | None = None
         """Does nothing of use: a pool that has lost its last graph takes no other, so this one stays."""
         self._failed: list[torch.cuda.CUDAGraph] = []
@@ -43,11 +45,20 @@ class CudaGraphs:
         # A capture that fails leaves its stream the current one; here the old one comes back.
         with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
             if self._first is None:
-                # What the first capture makes for random numbers must be good for captures outside of inference too.
-                with torch.inference_mode(False):
-                    self._first = self._captured(lambda: self._one.zero_())
+                self._begin_pool()
             self._warm_up(body)
-            return self._captured(body)
+            try:
+                return self._captured(body)
+            except Exception:
+                # Torch goes on taking random numbers for part of what failed until a capture comes to its end.
+                with suppress(Exception):
+                    self._begin_pool()
+                raise
+
+    def _begin_pool(self) -> None:
+        # What the first capture makes for random numbers must be good for captures outside of inference too.
+        with torch.inference_mode(False):
+            self._first = self._captured(lambda: self._one.zero_())
 
     def _warm_up(self, body: Callable[[], None]) -> None:
         self._stream.wait_stream(torch.cuda.current_stream())

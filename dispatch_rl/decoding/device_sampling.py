@@ -9,7 +9,7 @@ from dispatch_rl.decoding.arms import Arm
 from dispatch_rl.decoding.drafts import DraftToken, Gap, Judgement
 from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.programs import Chosen
-from dispatch_rl.decoding.sampler import Sampler
+from dispatch_rl.decoding.sampler import NOT_NUMBERS, Sampler
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.static import Choice, Told
 from dispatch_rl.kernels.entropy import RowStatistics
@@ -42,6 +42,9 @@ class DeviceSampler(Sampler):
         self._no_tokens = torch.empty(0, dtype=torch.int64, device=device)
         self._report = torch.empty(0, dtype=torch.int64)
         self._told = Verified(self._report)
+        self._untold: list[Tensor] = []
+        """Of a draft that the host has not waited for, what :class:`DraftToken` calls its rows."""
+        self._told_nan = False
 
     def next(self, student: str, model: CachedModel, gap: Gap, arm: Arm | None, clarity: bool) -> DraftToken | None:
         watched = arm is not None or clarity
@@ -64,16 +67,20 @@ class DeviceSampler(Sampler):
         found = self._drafted(model, gap, steps, False)
         if found is None:
             return None
-        draft = [DraftToken(student, token, None, row=row) for token, row in found]
-        self.check(draft)
-        return draft
+        self._untold = [row for _, row in found]
+        return [DraftToken(student, token, None, row=row) for token, row in found]
+
+    def check_run(self) -> None:
+        nan, self._told_nan = self._told_nan, False
+        if nan:
+            raise FloatingPointError(NOT_NUMBERS)
 
     def check(self, draft: Sequence[DraftToken]) -> None:
         super().check(draft)
         rows = [d.row for d in draft if d.row is not None]
-        # A row's entropy lies in the first half of this number; reading it waits for the draft.
-        if rows and torch.stack(rows).cpu().view(torch.float32)[:, 2 * (HEADER + 1)].isnan().any():
-            raise FloatingPointError("logits that are not numbers")
+        # Reading it waits for the draft.
+        if rows and _any_nan(torch.stack(rows).cpu()):
+            raise FloatingPointError(NOT_NUMBERS)
 
     def judge(
         self, model: CachedModel, last: int, draft: Sequence[DraftToken], hedges: Mapping[int, Tensor], position: int, draw: int
@@ -117,13 +124,25 @@ class DeviceSampler(Sampler):
         return self._operations.verify(logits, drafted, self._turn, self._rule, q_draft)
 
     def _to_host(self, found: Verified) -> Verified:
-        """Wait for a round's integers in pinned memory."""
-        size = len(found.packed)
+        """Wait for a round's integers in pinned memory, and for those of the draft before it if nobody has."""
+        untold, self._untold = self._untold, []
+        packed = torch.cat([found.packed, *untold]) if untold else found.packed
+        size = len(packed)
         if size > len(self._report):
             self._report = torch.empty(size, dtype=torch.int64, pin_memory=self.device.type == "cuda")
         report = self._report[:size]
-        report.copy_(found.packed, non_blocking=True)
+        report.copy_(packed, non_blocking=True)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
         # What is told stays as it is when the next is told.
-        return Verified(report.clone())
+        told = report.clone()
+        if untold:
+            told, rows = told.split([len(found.packed), size - len(found.packed)])
+            self._told_nan = _any_nan(rows.view(-1, HEADER + 3))
+        return Verified(told)
+
+
+def _any_nan(rows: Tensor) -> bool:
+    """Return whether one of the choices ``[tokens, numbers]`` was made from what is no number: its entropy then is none."""
+    # It lies in the first half of this number.
+    return bool(rows.view(torch.float32)[:, 2 * (HEADER + 1)].isnan().any())

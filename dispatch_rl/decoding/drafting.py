@@ -26,7 +26,9 @@ class Draft:
     def __init__(self, family: Family, sampler: Sampler, text: list[int], limit: int) -> None:
         self.tokens: list[DraftToken] = []
         self.took_ms = 0.0
-        """Time of the students' forward passes, catch-up included."""
+        """Time of the students' forward passes, catch-up included, as far as the host has waited for them."""
+        self._running: list[tuple[torch.cuda.Event, torch.cuda.Event, float]] = []
+        """Beginning and end of what the device was given to draft, and the time (ms) that the host took to say so."""
         self.draw = 0
         """Number of the round."""
         self.lookup = LookupIndex()
@@ -40,6 +42,11 @@ class Draft:
         """How many tokens may still be drafted: one less than may be emitted."""
         return self._limit - len(self._text) - 1 - len(self.tokens)
 
+    @property
+    def later_ms(self) -> float:
+        """Time of forward passes that the host has not waited for, known once the draft is judged."""
+        return sum((max(0.0, float(began.elapsed_time(ended)) - took) for began, ended, took in self._running), 0.0)
+
     def start_students(self) -> None:
         """Empty the students' caches for this text, which they read when they are chosen."""
         self._unready = {}
@@ -51,7 +58,7 @@ class Draft:
 
     def next_round(self) -> None:
         """Begin another draft, behind a text that has grown."""
-        self.tokens, self.took_ms = [], 0.0
+        self.tokens, self.took_ms, self._running = [], 0.0, []
         self.draw += 1
 
     def add(self, student: str, arm: Arm | None = None, clarity: bool = False) -> DraftToken | None:
@@ -60,7 +67,8 @@ class Draft:
         token = self._by_lookup() if student == LOOKUP else self._by_model(student, arm, clarity)
         if token is not None:
             self.tokens.append(token)
-        self._family.synchronise()
+        if student != LOOKUP:
+            self._family.synchronise()
         self.took_ms += 1000 * (perf_counter() - began)
         return token
 
@@ -94,12 +102,15 @@ class Draft:
         if model is None or model.programs is None or student in self._unready:
             return False
         steps = min(steps, model.context_limit + 1 - len(self._text) - len(self.tokens))
-        began = perf_counter()
+        began, mark = perf_counter(), self._family.mark()
         drafted = self._sampler.run(student, model, self._gap(model), steps) if steps > 0 else None
         if drafted is None:
             return False
         self.tokens += drafted
-        self.took_ms += 1000 * (perf_counter() - began)
+        took_ms = 1000 * (perf_counter() - began)
+        self.took_ms += took_ms
+        if mark is not None and (ended := self._family.mark()) is not None:
+            self._running.append((mark, ended, took_ms))
         return True
 
     def _by_model(self, student: str, arm: Arm | None, clarity: bool) -> DraftToken | None:
@@ -120,5 +131,6 @@ class Draft:
         _, proposed = self.lookup.find([d.id for d in self.tokens])
         if proposed is None:
             return None
-        token = torch.tensor([proposed], device=self._family.device)
+        # From memory that is not pinned: the copy has left it when this returns, and nobody waits for the device.
+        token = torch.tensor([proposed]).to(self._family.device, non_blocking=True)
         return DraftToken(LOOKUP, token, self._sampler.one_hot(token), known=proposed)

@@ -59,6 +59,14 @@ class Family:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def mark(self) -> torch.cuda.Event | None:
+        """Return a moment in what the device has been given to do; None where the host does it itself."""
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
     def device_name(self) -> str:
         """Return what the models run on, for the record."""
         return device_name(self.device)
@@ -152,6 +160,9 @@ def assemble(
         device: Where tokens come from and logits go to.
         remarks: What is known about how the models go together.
     """
+    if device.type == "cuda":
+        # CuDNN, which torch would choose, plans anew for every shape, and a text that grows has another at every pass.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     vocab = min(model.config.vocab_size for model in models.values())
     first, *others = models
     target, *students = (CachedModel(model, vocab, device) for model in models.values())

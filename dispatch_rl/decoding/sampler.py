@@ -17,6 +17,7 @@ from dispatch_rl.kernels.noise import Stream, gumbel, uniform
 from dispatch_rl.kernels.operations import operations
 from dispatch_rl.kernels.verify import shape, verify_exact, verify_rejection
 
+NOT_NUMBERS = "logits that are not numbers"
 _NOISE_BLOCK = 1 << 17
 """Noise is made for about this many (position, token) pairs at a time."""
 
@@ -61,12 +62,18 @@ class Sampler:
         return DraftToken(student, *self.draft(logits, gap.position, gap.draw, scores), logits, look.second, chance=look.chance)
 
     def run(self, student: str, model: CachedModel, gap: Gap, steps: int) -> list[DraftToken] | None:
-        """Let a student choose the next ``steps`` tokens without a look at them; None if it has to be asked for each.
+        """Let a student choose the next ``steps`` tokens without waiting for them; None if it has to be asked for each.
 
-        Raises:
-            FloatingPointError: Its logits are not numbers.
+        Whether it chose from numbers is known once the draft is judged: :meth:`check_run`.
         """
         return None
+
+    def check_run(self) -> None:
+        """Refuse what :meth:`run` returned if it was chosen from what is no number; exact sampling has kept it out of the text.
+
+        Raises:
+            FloatingPointError: The student's logits are not numbers.
+        """
 
     def check(self, draft: Sequence[DraftToken]) -> None:
         """Refuse a draft that was chosen from what is no number; rejection sampling would let it into the text.
@@ -76,7 +83,7 @@ class Sampler:
         """
         logits = [d.logits for d in draft if d.logits is not None]
         if logits and torch.cat(logits).amax().isnan():
-            raise FloatingPointError("logits that are not numbers")
+            raise FloatingPointError(NOT_NUMBERS)
 
     def judge(
         self, model: CachedModel, last: int, draft: Sequence[DraftToken], hedges: Mapping[int, Tensor], position: int, draw: int
@@ -132,7 +139,7 @@ class Sampler:
             FloatingPointError: One of them is not a number.
         """
         if math.isnan(margin) or math.isnan(entropy_nats):
-            raise FloatingPointError("logits that are not numbers")
+            raise FloatingPointError(NOT_NUMBERS)
         unclear = arm.min_margin is not None and margin < arm.min_margin
         hedges = arm.hedge_below is not None and margin < arm.hedge_below and not self._rejects
         unclear |= arm.max_entropy is not None and entropy_nats > arm.max_entropy
@@ -153,7 +160,7 @@ class Sampler:
             FloatingPointError: One of them is not a number.
         """
         if math.isnan(margin) or math.isnan(entropy_nats):
-            raise FloatingPointError("logits that are not numbers")
+            raise FloatingPointError(NOT_NUMBERS)
         return Clarity(margin, entropy_nats)
 
     def verify(self, logits: Tensor, drafted: Tensor, q_draft: Tensor | None, position: int, draw: int) -> tuple[int, int]:

@@ -91,7 +91,8 @@ class DecodingSession:
 
         Args:
             arm: Who drafts, and how far.
-            on_failure: Told what went wrong in a student; the draft is then dropped and the round is the target's alone. None raises it.
+            on_failure: Told what went wrong in a student; the draft is then dropped and the round is the target's alone, unless that is
+                known only once the draft has been judged. None raises it.
         """
         self._begin_round()
         try:
@@ -102,7 +103,14 @@ class DecodingSession:
             self._draft.tokens = []
             on_failure(error)
             arm = Arm(NONE)
-        return self.verify(arm.name)
+        record = self.verify(arm.name)
+        try:
+            self._sampler.check_run()
+        except FloatingPointError as error:
+            if on_failure is None:
+                raise
+            on_failure(error)
+        return record
 
     def step_by_token(self, policy: TokenPolicy) -> Round:
         """Do one round in which ``policy`` is asked before every draft token."""
@@ -140,7 +148,8 @@ class DecodingSession:
         began = perf_counter()
         verdict = judge(self.family, self._sampler, self.tokens[-1], self._draft.tokens, len(self.tokens), self._draft.draw)
         entropies = verdict.statistics.entropy_nats.tolist()
-        verify_ms = 1000 * (perf_counter() - began)
+        later_ms = self._draft.later_ms
+        draft_ms, verify_ms = self._draft.took_ms + later_ms, 1000 * (perf_counter() - began) - later_ms
 
         students = tuple(d.student for d in self._draft.tokens)
         self._commit(verdict.emitted, verdict.accepted, verdict.hedge_row)
@@ -153,9 +162,9 @@ class DecodingSession:
             num_accepted=min(verdict.accepted, len(verdict.emitted)),
             emitted=tuple(verdict.emitted),
             entropies_nats=tuple(entropies),
-            draft_ms=self._draft.took_ms,
+            draft_ms=draft_ms,
             verify_ms=verify_ms,
-            overhead_ms=total_ms - self._draft.took_ms - verify_ms,
+            overhead_ms=total_ms - draft_ms - verify_ms,
             num_hedges=verdict.hedges,
             hedge_stood=verdict.hedge_row is not None,
         )

@@ -9,6 +9,7 @@ the parts of all rounds are sorted into grids.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -19,8 +20,10 @@ from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm, ArmTable
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.graphs import capture_graphs
 from dispatch_rl.decoding.loop import warm_up
+from dispatch_rl.decoding.rounds import Round
 from dispatch_rl.decoding.sampler import Sampler
 from dispatch_rl.decoding.session import DecodingSession
+from dispatch_rl.kernels.operations import operations
 from dispatch_rl.replay.fingerprint import family_fingerprint
 from dispatch_rl.replay.measured_texts import MeasuredTexts
 from dispatch_rl.replay.profile import TARGET, ForwardLatency, Profile
@@ -38,6 +41,10 @@ Samples = dict[tuple[str, int], list[tuple[int, float]]]
 """Context and time (ms) of every measurement, by what was measured and query length."""
 _NEXT, _WATCHED = 0, -1
 """Stand for the query length of draft tokens after the first, and of those whose clearness is watched."""
+Wholes = dict[str, list[tuple[int, int, int, float]]]
+"""Query length of the first token, context, draft length and time (ms) of the drafts that nobody looked into, by student."""
+_SINGLE = 0.3
+"""Share of these that are of one token, with which the longer ones are compared."""
 _SURE = 0.0
 """A limit of the margin that stops no draft."""
 
@@ -54,13 +61,14 @@ def measure(
         progress: Told the number of rounds that are done.
     """
     samples: Samples = defaultdict(list)
+    wholes: Wholes = defaultdict(list)
     overheads: list[float] = []
     own = sorted({arm.length for arm in config.arm_list() if arm.length}) or [1]
     lengths = sorted({*own, *settings.draft_lengths})
     texts = MeasuredTexts.of(family, settings, max(lengths))
     if config.watches:
         capture_graphs(family, [Arm(name, max(lengths), min_margin=_SURE) for name in family.students], [config.sampling])
-    capture_graphs(family, [Arm(LOOKUP, length) for length in lengths], [config.sampling])
+    capture_graphs(family, [*config.arm_list(), *(Arm(LOOKUP, length) for length in lengths)], [config.sampling])
     warm_up(family, ArmTable([Arm(NONE), Arm(LOOKUP, 2), *(Arm(name, max(lengths)) for name in family.students)]), [config.sampling])
     rng = np.random.default_rng(settings.seed)
     stretches = _stretches(rng, family, texts.edges[-1])
@@ -75,11 +83,16 @@ def measure(
                     # Half of the drafts are as long as those that will be predicted.
                     length = 0 if drafter == NONE else int(rng.choice(own if rng.random() < 0.5 else lengths))
                     watched = config.watches and drafter in family.students and rng.random() < _WATCHED_ROUNDS
-                    overheads.append(_round(session, drafter, length, samples, watched))
+                    if not watched and drafter in family.students and family.students[drafter].programs is not None:
+                        length = 1 if rng.random() < _SINGLE else length
+                        overheads.append(_whole_round(session, drafter, length, samples, wholes))
+                    else:
+                        overheads.append(_round(session, drafter, length, samples, watched))
                     done += 1
             progress(done)
         if done >= settings.rounds:
             break
+    _part(wholes, samples)
     return Profile(
         device=family.device_name(),
         dtype=str(next(family.target.model.parameters()).dtype).removeprefix("torch."),
@@ -126,6 +139,36 @@ def _round(session: DecodingSession, drafter: str, length: int, samples: Samples
     if len(times) > 1:
         # One entry a round, lest long drafts, whose weights are all at hand, outvote short ones.
         samples[drafter, _WATCHED if watched else _NEXT].append((context + len(times) // 2, sum(times[1:]) / (len(times) - 1)))
+    _sort_in_verification(session, drafter, context, record, samples)
+    return total - sum(times) - record.verify_ms
+
+
+def _whole_round(session: DecodingSession, student: str, length: int, samples: Samples, wholes: Wholes) -> float:
+    """Do a round in which all of a draft is one graph, which cannot be timed token by token; return what it cost besides (ms)."""
+    context = len(session.tokens)
+    query = context - session.family.students[student].length
+    began = perf_counter()
+    session.observation()
+    record = session.step(Arm(student, length))
+    total = 1000 * (perf_counter() - began)
+    if len(record.drafted) == 1:
+        samples[student, query].append((context, record.draft_ms))
+    elif record.drafted:
+        wholes[student].append((query, context, len(record.drafted), record.draft_ms))
+    _sort_in_verification(session, student, context, record, samples)
+    return total - record.draft_ms - record.verify_ms
+
+
+def _part(wholes: Wholes, samples: Samples) -> None:
+    """Sort in what each token after the first took in whole drafts: the time beyond that of a single token with as much to catch up on."""
+    for student, drafts in wholes.items():
+        first = {query: median(ms for _, ms in rows) for (name, query), rows in samples.items() if name == student and query > 0}
+        for query, context, length, ms in drafts:
+            if query in first:
+                samples[student, _NEXT].append((context + length // 2, max(ms - first[query], 0.0) / (length - 1)))
+
+
+def _sort_in_verification(session: DecodingSession, drafter: str, context: int, record: Round, samples: Samples) -> None:
     verified = (context + len(record.drafted), record.verify_ms)
     queries = len(record.drafted) + 1
     if drafter in session.family.students:
@@ -133,7 +176,6 @@ def _round(session: DecodingSession, drafter: str, length: int, samples: Samples
     # Prompt lookup drafts little and displaces nothing; behind the cheapest student it is much the same.
     if drafter in (LOOKUP, NONE, next(iter(session.family.students), None)):
         samples[TARGET, queries].append(verified)
-    return total - sum(times) - record.verify_ms
 
 
 def _watch_ms(samples: Samples, students: Sequence[str]) -> float:
@@ -183,8 +225,11 @@ def _cells(rows: Sequence[tuple[int, float]], edges: Sequence[int]) -> np.ndarra
 
 
 def _noise_ms_per_token(family: Family, config: DecodingConfig) -> float:
-    """Return the cost of making the noise of one position; it is made for many at once, so that few rounds pay for it."""
-    if config.sampling.greedy:
+    """Return the cost of making the noise of one position; it is made for many at once, so that few rounds pay for it.
+
+    Kernels make it where they use it, so it is part of what they take.
+    """
+    if config.sampling.greedy or operations(family.device).compiled:
         return 0.0
     times = []
     for seed in range(9):
