@@ -52,7 +52,7 @@ class Race(Generic[Learner]):
     @property
     def start(self) -> int:
         """Which start that is, from 1."""
-        return 1 + (int(np.argmin(self._best_ms)) if self._decided else len(self._best_ms) - 1)
+        return 1 + (self._fastest() if self._decided else len(self._best_ms) - 1)
 
     @property
     def done(self) -> int:
@@ -78,8 +78,11 @@ class Race(Generic[Learner]):
         if len(self._learners) < self.starts:
             self._next_start()
         else:
-            self._learners = [self._learners[int(np.argmin(self._best_ms))]]
+            self._learners = [self._learners[self._fastest()]]
             self.learner.open()
+
+    def _fastest(self) -> int:
+        return int(np.argmin(self._best_ms))
 
     def _next_start(self) -> None:
         number = len(self._learners)

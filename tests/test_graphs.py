@@ -246,6 +246,7 @@ def test_a_draft_is_told_with_its_judgement(other: Family, monkeypatch: pytest.M
     assert (len(waits), failures) == (1, [])
     cache = family.students["twin"].cache
     assert isinstance(cache, StackedCache)
+    assert cache.buffer is not None
     cache.buffer.fill_(torch.nan)
     session.step(arm, failures.append)
     assert [str(failure) for failure in failures] == ["logits that are not numbers"]

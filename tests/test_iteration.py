@@ -131,8 +131,11 @@ def raced(race: Race[PolicyIteration], latencies_ms: list[float]) -> list[tuple[
 )
 def test_the_fastest_start_goes_on(tmp_path: Path, latencies_ms: list[float], winner: int) -> None:
     """After two iterations of each of three; it ends after four of its own, whatever validation says of them."""
-    race = race_of(random_world(tmp_path / "x"))
-    heats = raced(race, latencies_ms)
+    race, seeds, heats = race_of(random_world(tmp_path / "x")), list[int](), list[tuple[int, int, int]]()
+    for latency_ms in latencies_ms:
+        seeds.append(race.learner.seed)
+        heats += raced(race, [latency_ms])
+    assert race.learner.seed == seeds[2 * winner - 1]
     assert heats == [(1, 1, 1), (1, 2, 2), (2, 1, 3), (2, 2, 4), (3, 1, 5), (3, 2, 6)]
     assert not race.finished
     assert raced(race, [9, 0]) == [(winner, 3, 7), (winner, 4, 8)]
