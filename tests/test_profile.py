@@ -23,8 +23,9 @@ from dispatch_rl.errors import UserError
 from dispatch_rl.kernels.operations import REFERENCES
 from dispatch_rl.replay import measuring
 from dispatch_rl.replay.fingerprint import family_fingerprint
-from dispatch_rl.replay.measuring import _noise_ms_per_token, _part, measure
+from dispatch_rl.replay.measuring import _noise_ms_per_token, measure
 from dispatch_rl.replay.profile import TARGET, ForwardLatency, Profile
+from dispatch_rl.replay.samples import part_wholes
 from tests.families import family_config
 from tests.statics import CAPTURABLE, again, on_device
 from tests.tape import Tapes
@@ -225,17 +226,18 @@ def test_whole_drafts_are_measured_where_they_are_one_graph(other: Family, monke
     config = DecodingConfig(arms=[Arm("tiny", 4), Arm("twin", 2), Arm(NONE)])
     with on_device():
         capture_graphs(family, config.arm_list(), tell=lambda line: None)
-        profile = measure(family, config, ProfilingConfig(rounds=200, draft_lengths=[2], longest_context=64))
+        profile = measure(family, config, ProfilingConfig(rounds=1_500, draft_lengths=[2], longest_context=64))
     assert asked == {LOOKUP}
     for name in ("tiny", "twin"):
         assert min(profile.models[name].queries) <= 2
+        assert {2, 4, 8, 16} <= {*profile.models[name].queries}  # caught up on where a stretch begins
         assert min(profile.models[name].next_ms or [-1]) >= 0
 
 
 def test_time_of_a_whole_draft_is_parted_by_hand() -> None:
     """Beyond the median of single tokens with as much to catch up on; where there is none, a draft tells nothing."""
     samples = {("a", 2): [(10, 1.0), (20, 3.0), (30, 2.0)], ("b", 2): [(10, 50.0)]}
-    _part({"a": [(2, 40, 5, 10.0), (7, 40, 3, 9.0), (2, 50, 2, 1.5)]}, defaults := defaultdict(list, samples))
+    part_wholes({"a": [(2, 40, 5, 10.0), (7, 40, 3, 9.0), (2, 50, 2, 1.5)]}, defaults := defaultdict(list, samples))
     assert defaults["a", 0] == [(42, 2.0), (51, 0.0)]
 
 

@@ -9,7 +9,6 @@ the parts of all rounds are sorted into grids.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -26,7 +25,8 @@ from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.kernels.operations import operations
 from dispatch_rl.replay.fingerprint import family_fingerprint
 from dispatch_rl.replay.measured_texts import MeasuredTexts
-from dispatch_rl.replay.profile import TARGET, ForwardLatency, Profile
+from dispatch_rl.replay.profile import TARGET, Profile
+from dispatch_rl.replay.samples import NEXT, WATCHED, Samples, Wholes, latency, part_wholes, watch_ms
 from dispatch_rl.runs import environment
 
 _CATCH_UPS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -34,17 +34,8 @@ STRETCH = 6
 """Rounds with the same student."""
 _WATCHED_ROUNDS = 0.3
 """Share of the rounds in which students watch how clear their choices are, if any arm calls for it."""
-_ENOUGH = 8
-"""Fewer measurements of a query length are not worth a row of the grid."""
-
-Samples = dict[tuple[str, int], list[tuple[int, float]]]
-"""Context and time (ms) of every measurement, by what was measured and query length."""
-_NEXT, _WATCHED = 0, -1
-"""Stand for the query length of draft tokens after the first, and of those whose clearness is watched."""
-Wholes = dict[str, list[tuple[int, int, int, float]]]
-"""Query length of the first token, context, draft length and time (ms) of the drafts that nobody looked into, by student."""
 _SINGLE = 0.3
-"""Share of these that are of one token, with which the longer ones are compared."""
+"""Share of those behind the first of a stretch that are of one token, with which the longer ones are compared."""
 _SURE = 0.0
 """A limit of the margin that stops no draft."""
 
@@ -72,35 +63,24 @@ def measure(
     warm_up(family, ArmTable([Arm(NONE), Arm(LOOKUP, 2), *(Arm(name, max(lengths)) for name in family.students)]), [config.sampling])
     rng = np.random.default_rng(settings.seed)
     stretches = _stretches(rng, family, texts.edges[-1])
-    done = 0
     for session in texts.sessions(family, config.sampling, settings.seed + 1):
-        while session.room >= max(lengths) + 1 and done < settings.rounds:
+        while session.room >= max(lengths) + 1 and len(overheads) < settings.rounds:
             drafter, behind = next(stretches)
             if drafter in family.students:
                 _leave_unread(session, family, drafter, max(q for q in _CATCH_UPS if q <= min(behind, len(session.tokens))))
-            for _ in range(STRETCH):
-                if session.room >= max(lengths):
-                    # Half of the drafts are as long as those that will be predicted.
-                    length = 0 if drafter == NONE else int(rng.choice(own if rng.random() < 0.5 else lengths))
-                    watched = config.watches and drafter in family.students and rng.random() < _WATCHED_ROUNDS
-                    if not watched and drafter in family.students and family.students[drafter].programs is not None:
-                        length = 1 if rng.random() < _SINGLE else length
-                        overheads.append(_whole_round(session, drafter, length, samples, wholes))
-                    else:
-                        overheads.append(_round(session, drafter, length, samples, watched))
-                    done += 1
-            progress(done)
-        if done >= settings.rounds:
+            overheads += _stretch(session, drafter, (own, lengths), config.watches, rng, samples, wholes)
+            progress(len(overheads))
+        if len(overheads) >= settings.rounds:
             break
-    _part(wholes, samples)
+    part_wholes(wholes, samples)
     return Profile(
         device=family.device_name(),
         dtype=str(next(family.target.model.parameters()).dtype).removeprefix("torch."),
-        models={name: _latency(samples, name, texts) for name in (TARGET, *family.students, LOOKUP)},
-        after={name: _latency(samples, _behind(name), texts) for name in family.students},
+        models={name: latency(samples, name, texts) for name in (TARGET, *family.students, LOOKUP)},
+        after={name: latency(samples, _behind(name), texts) for name in family.students},
         overhead_ms=float(np.median(overheads)),
         token_ms=_noise_ms_per_token(family, config),
-        watch_ms=_watch_ms(samples, tuple(family.students)),
+        watch_ms=watch_ms(samples, tuple(family.students)),
         family=family_fingerprint(family),
         versions=environment(family.device_name()),
     )
@@ -112,6 +92,41 @@ def _stretches(rng: np.random.Generator, family: Family, longest: int) -> Iterat
     while True:
         for i in rng.permutation(len(pairs)):
             yield pairs[i]
+
+
+def _stretch(
+    session: DecodingSession,
+    drafter: str,
+    lengths: tuple[Sequence[int], Sequence[int]],
+    watches: bool,
+    rng: np.random.Generator,
+    samples: Samples,
+    wholes: Wholes,
+) -> list[float]:
+    """Do a stretch of rounds, or as many as there is room for; return what each cost besides its parts (ms).
+
+    Args:
+        session: A text.
+        drafter: Who drafts.
+        lengths: Draft lengths that will be predicted, and all that are measured.
+        watches: Whether in some of the rounds students watch how clear their choices are.
+        rng: Draws lengths, and which rounds those are.
+        samples: Takes what was measured.
+        wholes: The same of whole drafts.
+    """
+    overheads: list[float] = []
+    student = session.family.students.get(drafter)
+    while len(overheads) < STRETCH and session.room >= max(lengths[1]):
+        # Half of the drafts are as long as those that will be predicted.
+        length = 0 if drafter == NONE else int(rng.choice(lengths[0] if rng.random() < 0.5 else lengths[1]))
+        watched = watches and student is not None and rng.random() < _WATCHED_ROUNDS
+        if student is None or student.programs is None or watched:
+            overheads.append(_round(session, drafter, length, samples, watched))
+        else:
+            # The first catches up on more than any other, so a longer draft could be compared with none.
+            single = not overheads or rng.random() < _SINGLE
+            overheads.append(_whole_round(session, drafter, 1 if single else length, samples, wholes))
+    return overheads
 
 
 def _behind(student: str) -> str:
@@ -138,7 +153,7 @@ def _round(session: DecodingSession, drafter: str, length: int, samples: Samples
         samples[drafter, query].append((context, times[0]))
     if len(times) > 1:
         # One entry a round, lest long drafts, whose weights are all at hand, outvote short ones.
-        samples[drafter, _WATCHED if watched else _NEXT].append((context + len(times) // 2, sum(times[1:]) / (len(times) - 1)))
+        samples[drafter, WATCHED if watched else NEXT].append((context + len(times) // 2, sum(times[1:]) / (len(times) - 1)))
     _sort_in_verification(session, drafter, context, record, samples)
     return total - sum(times) - record.verify_ms
 
@@ -159,15 +174,6 @@ def _whole_round(session: DecodingSession, student: str, length: int, samples: S
     return total - record.draft_ms - record.verify_ms
 
 
-def _part(wholes: Wholes, samples: Samples) -> None:
-    """Sort in what each token after the first took in whole drafts: the time beyond that of a single token with as much to catch up on."""
-    for student, drafts in wholes.items():
-        first = {query: median(ms for _, ms in rows) for (name, query), rows in samples.items() if name == student and query > 0}
-        for query, context, length, ms in drafts:
-            if query in first:
-                samples[student, _NEXT].append((context + length // 2, max(ms - first[query], 0.0) / (length - 1)))
-
-
 def _sort_in_verification(session: DecodingSession, drafter: str, context: int, record: Round, samples: Samples) -> None:
     verified = (context + len(record.drafted), record.verify_ms)
     queries = len(record.drafted) + 1
@@ -178,13 +184,6 @@ def _sort_in_verification(session: DecodingSession, drafter: str, context: int, 
         samples[TARGET, queries].append(verified)
 
 
-def _watch_ms(samples: Samples, students: Sequence[str]) -> float:
-    """Return what it costs a student to see how clear its choice is: the mean over the students of the medians' differences."""
-    pairs = [[samples[name, kind] for kind in (_WATCHED, _NEXT)] for name in students if (name, _WATCHED) in samples]
-    more = [float(np.median([ms for _, ms in watched]) - np.median([ms for _, ms in plain])) for watched, plain in pairs if plain]
-    return max(0.0, sum(more) / len(more)) if more else 0.0
-
-
 def _leave_unread(session: DecodingSession, family: Family, student: str, tokens: int) -> None:
     """Let ``student`` be behind by exactly so many tokens, at least two, and the target have been the last to run."""
     model, read = family.students[student], len(session.tokens) + 1 - tokens
@@ -192,36 +191,6 @@ def _leave_unread(session: DecodingSession, family: Family, student: str, tokens
     if model.length < read:
         model.forward(torch.tensor(session.tokens[model.length : read], device=family.device), rows=1)
     session.step(Arm(NONE))
-
-
-def _latency(samples: Samples, name: str, texts: MeasuredTexts) -> ForwardLatency:
-    """Sort the measurements of one model into a grid. An empty cell takes the value of the cell with the next shorter context."""
-    found = {query: rows for (model, query), rows in samples.items() if model == name and query > 0}
-    if not found:
-        return ForwardLatency((1,), (1,), ((0.0,),))
-    most = max(map(len, found.values()))
-    found = {query: rows for query, rows in found.items() if len(rows) >= min(_ENOUGH, most)}
-    edges, middles = texts.grid(max(context for rows in found.values() for context, _ in rows))
-    queries = sorted(found)
-    cells = {query: _cells(found[query], edges) for query in queries}
-    following = samples.get((name, _NEXT))
-    return ForwardLatency(
-        queries=tuple(queries),
-        contexts=middles,
-        median_ms=tuple(tuple(float(v) for v in cells[query][1]) for query in queries),
-        next_ms=tuple(float(v) for v in _cells(following, edges)[1]) if following else None,
-        quartile_low_ms=tuple(tuple(float(v) for v in cells[query][0]) for query in queries),
-        quartile_high_ms=tuple(tuple(float(v) for v in cells[query][2]) for query in queries),
-    )
-
-
-def _cells(rows: Sequence[tuple[int, float]], edges: Sequence[int]) -> np.ndarray:
-    """Return lower quartile, median and upper quartile in each cell between two edges ``[3, cells]``."""
-    contexts, times = np.array(rows).T
-    cell = np.searchsorted(edges, contexts) - 1
-    filled = [np.quantile(times[cell == i], [0.25, 0.5, 0.75]) if (cell == i).any() else None for i in range(len(edges) - 1)]
-    known = [i for i, value in enumerate(filled) if value is not None]
-    return np.array([filled[max([k for k in known if k <= i], default=known[0])] for i in range(len(filled))]).T
 
 
 def _noise_ms_per_token(family: Family, config: DecodingConfig) -> float:
