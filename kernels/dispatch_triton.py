@@ -17,8 +17,8 @@ from dispatch_rl.kernels.verify import HEADER, Verified
 
 BLOCK = 4_096
 """Tokens of the text that are searched at a time."""
-OUTPUTS = 32
-"""Outputs of a layer that are computed at a time."""
+OUTPUTS, INPUTS = 64, 128
+"""Outputs of a layer that are computed at a time, and inputs: a row of 128 numbers is what one warp reads at once."""
 
 _FIXED, _LOOKUP = tl.constexpr(FIXED_FEATURES), tl.constexpr(LOOKUP_LENGTH)
 _NOWHERE = tl.constexpr(2**31 - 1)
@@ -45,8 +45,8 @@ def dispatch(
         _dispatch_kernel[(1,)](
             *state, found.packed, found.statistics.entropy_nats, found.rows, drafted, students, num_drafted,
             rules.low, rules.high, observation, first, second, scratch, count, features,
-            HEADER, rules.average_decay, rules.acceptance_decay, network, layers, width, *_four(sizes), OUTPUTS, BLOCK,
-            triton.next_power_of_2(found.rows), triton.next_power_of_2(count), triton.next_power_of_2(features), num_warps=8, **OPTIONS,
+            HEADER, rules.average_decay, rules.acceptance_decay, network, layers, width, *_four(sizes), OUTPUTS, min(width, INPUTS), BLOCK,
+            triton.next_power_of_2(found.rows), triton.next_power_of_2(count), triton.next_power_of_2(features), num_warps=16, **OPTIONS,
         )  # fmt: skip
     return observation
 
@@ -123,19 +123,22 @@ def _tanh(x):
     square = x * x
     series = x * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835 - square * (1382 / 155925))))))
     far = 1 - 2 / (tl.exp(2 * tl.minimum(size, 20.0)) + 1)
-    near_or_far = tl.where(size < 0.3, series, tl.where(x < 0, -far, far))
+    near_or_far = tl.where(size < 0.4, series, tl.where(x < 0, -far, far))
     return tl.where(x == x, near_or_far, x)
 
 
 @triton.jit
-def _layer(x, weights, biases, target, size, LAST: tl.constexpr, WIDTH: tl.constexpr, OUTPUTS: tl.constexpr):
-    """Write a layer's outputs for the inputs ``x [width]`` to ``target``."""
-    column = tl.arange(0, WIDTH)[None, :]
+def _layer(x, inputs, weights, biases, y, size, WIDTH: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr):
+    """Write a layer's sums for the ``inputs`` numbers at ``x`` to ``y``."""
     for start in range(0, size, OUTPUTS):
         row = start + tl.arange(0, OUTPUTS)
-        weight = tl.load(weights + row[:, None] * WIDTH + column, mask=row[:, None] < size, other=0.0)
-        y = tl.sum(weight * x[None, :], axis=1) + tl.load(biases + row, mask=row < size, other=0.0)
-        tl.store(target + row, y if LAST else _tanh(y), mask=row < size)
+        sums = tl.zeros([OUTPUTS, INPUTS], tl.float32)
+        for begin in tl.static_range(0, WIDTH, INPUTS):
+            column = begin + tl.arange(0, INPUTS)
+            inside = (row[:, None] < size) & (column[None, :] < inputs)
+            weight = tl.load(weights + row[:, None] * WIDTH + column[None, :], mask=inside, other=0.0)
+            sums += weight * tl.load(x + column, mask=column < inputs, other=0.0)[None, :]
+        tl.store(y + row, tl.sum(sums, axis=1) + tl.load(biases + row, mask=row < size, other=0.0), mask=row < size)
     tl.debug_barrier()
 
 
@@ -143,19 +146,23 @@ def _layer(x, weights, biases, target, size, LAST: tl.constexpr, WIDTH: tl.const
 def _network(
     observation, weights, biases, scratch, features,
     LAYERS: tl.constexpr, WIDTH: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, S2: tl.constexpr, S3: tl.constexpr,
-    OUTPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
 ):  # fmt: skip
     """Return the arm; layers write to the two halves of ``scratch`` in turn."""
     unit = tl.arange(0, WIDTH)
-    size = features
-    x = tl.load(observation + unit, mask=unit < size, other=0.0)
+    x, size = observation, features
     for layer in tl.static_range(LAYERS):
-        target = scratch + (layer % 2) * WIDTH
+        y, inputs = scratch + (layer % 2) * WIDTH, size
         size = S0 if layer == 0 else (S1 if layer == 1 else (S2 if layer == 2 else S3))
-        _layer(x, weights + layer * WIDTH * WIDTH, biases + layer * WIDTH, target, size, layer == LAYERS - 1, WIDTH, OUTPUTS)
-        x = tl.load(target + unit, mask=unit < size, other=0.0)
-    best = tl.max(tl.where(unit < size, x, -float("inf")), axis=0)
-    arm = tl.min(tl.where((x == best) & (unit < size), unit, _NOWHERE), axis=0)
+        _layer(x, inputs, weights + layer * WIDTH * WIDTH, biases + layer * WIDTH, y, size, WIDTH, OUTPUTS, INPUTS)
+        # Here a thread has one number; behind a layer's sums every thread of a warp would compute the same.
+        outputs = tl.load(y + unit, mask=unit < size, other=0.0)
+        if layer < LAYERS - 1:
+            tl.store(y + unit, _tanh(outputs), mask=unit < size)
+            tl.debug_barrier()
+        x = y
+    best = tl.max(tl.where(unit < size, outputs, -float("inf")), axis=0)
+    arm = tl.min(tl.where((outputs == best) & (unit < size), unit, _NOWHERE), axis=0)
     # Where nothing is a number, the first arm, as the reference has it.
     return tl.where(arm == _NOWHERE, 0, arm)
 
@@ -173,7 +180,7 @@ def _dispatch_kernel(
     first, second, scratch, count, num_features,
     HEADER: tl.constexpr, AVERAGE_DECAY: tl.constexpr, ACCEPTANCE_DECAY: tl.constexpr, NETWORK: tl.constexpr, LAYERS: tl.constexpr,
     WIDTH: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, S2: tl.constexpr, S3: tl.constexpr, OUTPUTS: tl.constexpr,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, STUDENTS: tl.constexpr, FEATURES: tl.constexpr,
+    INPUTS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, STUDENTS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
     _take_in(
         features, tokens, lengths, read, packed, numbers, rows, drafted, students, num_drafted, count,
@@ -188,7 +195,7 @@ def _dispatch_kernel(
     tl.store(observation + feature, value, mask=mask)
     tl.debug_barrier()
     if NETWORK:
-        arm = _network(observation, first, second, scratch, num_features, LAYERS, WIDTH, S0, S1, S2, S3, OUTPUTS).to(tl.int64)
+        arm = _network(observation, first, second, scratch, num_features, LAYERS, WIDTH, S0, S1, S2, S3, OUTPUTS, INPUTS).to(tl.int64)
     else:
         arm = _threshold(tl.load(observation), first, second, S0, WIDTH)
     tl.store(packed + 2, arm)

@@ -73,7 +73,7 @@ def split_rows(logits: Tensor, vocab: int | None = None) -> RowStatistics:
     partial = torch.empty((4, rows, splits), device=logits.device)
     places = torch.empty((rows, splits), dtype=torch.int32, device=logits.device)
     with torch.cuda.device_of(logits):
-        _split_kernel[(rows, splits)](logits, *logits.stride(), columns, partial, places, TILE, num_warps=8, **OPTIONS)
+        _split_kernel[(rows, splits)](logits, *logits.stride(), columns, partial, places, TILE, num_warps=16, **OPTIONS)
         _merge_kernel[(rows,)](
             partial, places, *planes(found), rows, splits, columns, triton.next_power_of_2(splits), num_warps=1, **OPTIONS
         )
@@ -179,9 +179,13 @@ def _whole_row_kernel(logits, row_stride, column_stride, columns, numbers, indic
     total = tl.zeros([LANES], tl.float32)
     product = tl.zeros([LANES], tl.float32)
     place = tl.zeros([LANES], tl.int32)
+    # A tile is asked for before the one before it is worked on: its loads take as long as that work.
+    coming = tl.load(begin + inside * column_stride, mask=inside < columns, other=-float("inf"))
     for start in range(0, columns, DEPTH * LANES):
-        tile = begin + tl.cast(start, tl.int64) * column_stride
-        x = tl.load(tile + inside * column_stride, mask=start + inside < columns, other=-float("inf")).to(tl.float32)
+        x = coming.to(tl.float32)
+        column = start + DEPTH * LANES + inside
+        tile = begin + tl.cast(start + DEPTH * LANES, tl.int64) * column_stride
+        coming = tl.load(tile + inside * column_stride, mask=column < columns, other=-float("inf"))
         here = tl.max(x, axis=0)
         second = tl.maximum(second, tl.minimum(largest, here))
         place = tl.where(here > largest, start, place)

@@ -42,12 +42,12 @@ def verify(logits: Tensor, drafted: Tensor, turn: Turn, rule: Rule, q_draft: Ten
     draft = (drafted, logits if q_draft is None else q_draft, q_stride, turn.num_drafted)
     pads = (triton.next_power_of_2(rows), triton.next_power_of_2(splits))
     with torch.cuda.device_of(logits):
-        _scan_kernel[(rows, splits)](*source, *noise, partial, places, method, filters, TILE, num_warps=8, **OPTIONS)
+        _scan_kernel[(rows, splits)](*source, *noise, partial, places, method, filters, TILE, num_warps=16, **OPTIONS)
         _judge_kernel[(1,)](
             *source, *noise, *draft, partial, places, packed, numbers, rows, splits, method, filters, HEADER, *pads, num_warps=4, **OPTIONS
         )
         if rule.method == "rejection":
-            _residual_kernel[(splits,)](*source, *noise, *draft[1:], partial, places, packed, rows, filters, TILE, num_warps=8, **OPTIONS)
+            _residual_kernel[(splits,)](*source, *noise, *draft[1:], partial, places, packed, rows, filters, TILE, num_warps=16, **OPTIONS)
             _resample_kernel[(1,)](partial, places, packed, rows, splits, columns, pads[1], num_warps=1, **OPTIONS)
     return Verified(packed)
 

@@ -7,7 +7,11 @@ which Triton was not told to interpret.
 # mypy: disable-error-code="import-untyped"
 
 import json
+import re
+import subprocess
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -40,8 +44,20 @@ def compile_launch(kernel: Any, arguments: dict[str, Any], options: dict[str, An
     for capability in CAPABILITIES:
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        found.append({"kernel": kernel.__name__, "capability": capability, "shared": compiled.metadata.shared})
+        needs = {"shared": compiled.metadata.shared, "spilled": spilled(compiled.asm["cubin"])}
+        found.append({"kernel": kernel.__name__, "capability": capability, **needs})
     return found
+
+
+def spilled(cubin: bytes) -> int:
+    """Return how much of what a thread should hold in registers lies in memory (bytes), by the tool that comes with Triton."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (stack, local), *_ = re.findall(r"STACK:(\d+) .*LOCAL:(\d+)", usage)
+    return int(stack) + int(local)
 
 
 def compile_all() -> list[dict[str, Any]]:
