@@ -10,6 +10,7 @@ from dispatch_rl.comparison import ORACLE, TARGET_ALONE, Comparison, Floats, Int
 from dispatch_rl.decoding.arms import NONE, Arm, ArmTable
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.loop import DecodedText, decode, warm_up
+from dispatch_rl.decoding.parting import may_part
 from dispatch_rl.decoding.rounds import RoundTable
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.device_use import DeviceUse
@@ -139,7 +140,7 @@ def compare_live(
     results = {name: _result(decoded, tokens, prediction.latency_ms.get(name), device.row(name)) for name, decoded in texts.items()}
     remarks = device.lines
     if parted:
-        said = f"{parted} of {len(tasks)} texts parted at near ties, as they may in 16 bits; times are per token of each policy's own text"
+        said = f"{parted} of {len(tasks)} texts parted at near ties, as they may by rounding; times are per token of each policy's own text"
         remarks = (said, *remarks)
     return Comparison("live", tokens, results, seed, family.device_name(), drift=prediction.drift, remarks=remarks)
 
@@ -161,15 +162,17 @@ def _result(texts: Sequence[DecodedText], tokens: Ints, predicted_ms: Floats | N
 
 
 def _parted(family: Family, task: Task, texts: Mapping[str, DecodedText]) -> bool:
-    """Return whether a policy got another text than the target alone, as may happen in 16 bits.
+    """Return whether a policy got another text than the target alone, as may happen at a near tie.
 
     Raises:
-        UserError: It happened in float32.
+        UserError: It happened elsewhere in float32.
     """
-    others = [name for name, text in texts.items() if text.tokens != texts[TARGET_ALONE].tokens]
-    if others and family.in_float32:
-        raise UserError(
-            f"'{others[0]}' changed the text of a {task.kind} prompt (seed {task.sampling.seed}), which must not happen in float32: "
-            "the device rounds one token and several differently; see `python -m dispatch_rl.doctor`"
-        )
+    alone = texts[TARGET_ALONE].tokens
+    others = {name: text.tokens for name, text in texts.items() if text.tokens != alone}
+    for name, tokens in others.items():
+        if not may_part(family, task.tokens, alone, tokens, task.sampling):
+            raise UserError(
+                f"'{name}' changed the text of a {task.kind} prompt (seed {task.sampling.seed}), and not at a near tie, which must not "
+                "happen in float32; see `python -m dispatch_rl.doctor`"
+            )
     return bool(others)

@@ -3,6 +3,7 @@
 import json
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,7 +64,8 @@ def parting(in_float32: bool) -> Measured:
     """Let two decoders disagree about one of two prompts: the first writes two tokens, the second four."""
     chosen = [Prompt("code", (number,), number) for number in range(2)]
     decoders: dict[str, Any] = {"ours": lambda prompt: [1, 2], "theirs": lambda prompt: [1, 2, 3, 4] if prompt[0] else [1, 2]}
-    return measure(decoders, chosen, 0, in_float32)
+    family: Any = SimpleNamespace(in_float32=in_float32)
+    return measure(decoders, chosen, 0, family)
 
 
 def test_decoders_that_disagree_have_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""One fixed student against transformers' assisted generation. A wrong token is an error, not a number, but in 16 bits.
+"""One fixed student against transformers' assisted generation. A wrong token is an error, not a number, but at a near tie.
 
 With ``random_weights`` there is no text to compare: :mod:`dispatch_rl.bench.random_weights` measures what needs no trained weights.
 """
@@ -111,7 +111,7 @@ def bench_decode(config: DecodeBenchConfig) -> list[dict[str, Any]]:
     decoders = {ours: our_decoder(*arguments), theirs: transformers_decoder(*arguments)}
     chosen = list(islice(prompts(config.prompts, family, "test", config.seed), config.num_prompts))
     with watch_gpu(family.device) as watch:
-        measured = measure(decoders, chosen, config.seed, family.in_float32, watch)
+        measured = measure(decoders, chosen, config.seed, family, watch)
     return rows_of(measured, config.seed, family.device_name(), watch)
 
 
@@ -139,7 +139,7 @@ def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
     ours = rows[0]
     print(f"{ours['num_prompts']} held-out prompts, {ours['num_emitted_tokens']} tokens, greedy, {ours['device']}; prefill included")
     if ours["num_parted"]:
-        print(f"{ours['num_parted']} texts parted at near ties, as they may in 16 bits; times are per token of each decoder's own text\n")
+        print(f"{ours['num_parted']} texts parted at near ties, as they may by rounding; times are per token of each decoder's own text\n")
     else:
         print("the two emit the same tokens\n")
     print(f"{'decoder':<44} {'ms/token':>9} {'95 % interval':>17} {'tokens/s':>9}")

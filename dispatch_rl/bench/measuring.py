@@ -58,17 +58,20 @@ class Measured(NamedTuple):
     counts: list[int]
     """Tokens of each text."""
     parted: int
-    """Texts about which they disagree, as they may in 16 bits where two tokens are nearly as likely."""
+    """Texts about which they disagree, as they may where two tokens are nearly as likely."""
 
 
 def measure(
-    decoders: Mapping[str, Decoder], chosen: "Sequence[Prompt]", seed: int, in_float32: bool, watch: GpuWatch | None = None
+    decoders: Mapping[str, Decoder], chosen: "Sequence[Prompt]", seed: int, family: "Family", watch: GpuWatch | None = None
 ) -> Measured:
     """Let every decoder continue every prompt, in random order, ``watch`` being told which of them is at work.
 
     Raises:
-        UserError: Two of them disagree about a token though the target computes ``in_float32``.
+        UserError: Two of them disagree about a token between which the target of the ``family`` is not torn.
     """
+    from dispatch_rl.decoding.parting import may_part
+    from dispatch_rl.decoding.sampling import Sampling
+
     for decode in decoders.values():
         decode(chosen[0].tokens)
     rng = np.random.default_rng(seed)
@@ -83,10 +86,10 @@ def measure(
                 texts[name] = decoders[name](prompt.tokens)
                 times[name].append(1000 * (perf_counter() - began))
         first = texts[next(iter(decoders))]
-        if any(text != first for text in texts.values()):
-            if in_float32:
-                raise UserError(f"the decoders disagree on a {prompt.kind} prompt (number {prompt.seed}); no speed is reported")
-            parted += 1
+        others = [text for text in texts.values() if text != first]
+        if not all(may_part(family, prompt.tokens, first, text, Sampling()) for text in others):
+            raise UserError(f"the decoders disagree on a {prompt.kind} prompt (number {prompt.seed}); no speed is reported")
+        parted += bool(others)
         for name, text in texts.items():
             times[name][-1] *= len(first) / max(len(text), 1)
         counts.append(len(first))

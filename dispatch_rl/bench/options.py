@@ -48,7 +48,7 @@ def bench_bundle(
         seed: Of the prompts, of the order and of the bootstrap.
 
     Raises:
-        UserError: The bundle does not fit the family, or two decoders disagree about a token in float32.
+        UserError: The bundle does not fit the family, or two decoders disagree about a token, and not at a near tie.
     """
     longest = config.max_new_tokens
     decoder = AdaptiveDecoder.from_bundle(bundle, family)
@@ -59,7 +59,7 @@ def bench_bundle(
     totals = {}
     with progress_bar("transformers' options", len(options)) as update:
         for done, (name, option) in enumerate(options.items()):
-            alone = measure({name: option}, validation, seed, family.in_float32)
+            alone = measure({name: option}, validation, seed, family)
             totals[name] = sum(alone.times_ms[name]) / sum(alone.counts)
             update(done + 1)
     best = min(totals, key=lambda name: totals[name])
@@ -72,5 +72,5 @@ def bench_bundle(
     }
     chosen = list(islice(prompts(config, family, "test", seed), num_prompts))
     with watch_gpu(family.device) as watch:
-        measured = measure(decoders, chosen, seed, family.in_float32, watch)
+        measured = measure(decoders, chosen, seed, family, watch)
     return rows_of(measured, seed, family.device_name(), watch)
