@@ -1,5 +1,6 @@
 """The operations of a device: kernels on a GPU, their references everywhere else. Asked for once, when decoding begins."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -35,9 +36,24 @@ class Operations:
     """Whether they are kernels, for which it pays to stay on the device."""
 
 
+class KernelWarning(UserWarning):
+    """A GPU does without kernels, though Triton is there."""
+
+
+@cache
 def operations(device: torch.device) -> Operations:
-    """Return the operations of ``device``."""
-    return kernels() if device.type == "cuda" and find_spec("triton") is not None else REFERENCES
+    """Return the operations of ``device``; of a GPU that Triton cannot compile for, after one :class:`KernelWarning`, the references."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return REFERENCES
+    try:
+        found = kernels()
+        # Triton needs a C compiler and Python's headers, and misses them only when something is launched.
+        found.swiglu(torch.zeros(1, 2, device=device))
+    except Exception as error:
+        reason, *_ = f"{type(error).__name__}: {error}".splitlines()
+        warnings.warn(f"{device} without kernels and CUDA graphs, as Triton cannot compile ({reason})", KernelWarning, stacklevel=2)
+        return REFERENCES
+    return found
 
 
 @cache

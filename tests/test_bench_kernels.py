@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,25 @@ def test_rows_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "rows.csv").open() as file:
         assert [row["device"] for row in csv.DictReader(file)] == ["some GPU", "some GPU"]
     assert "50%" in kernels.table(rows)
+
+
+def test_what_cannot_be_measured_costs_no_other_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A provider that fails has no row, and one line says why; nothing is compared without torch eager."""
+
+    def timed(run: Callable[[], str], by_graph: bool, calls: int) -> tuple[float, float, float]:
+        if run() == broken:
+            raise RuntimeError("no Triton template\nfor this")
+        return 1.0, 1.0, 1.0
+
+    monkeypatch.setattr(kernels, "_timed", timed)
+    names = (KERNEL, EAGER, "torch.compile")
+    case = Case("entropy", 4, 512, {name: (lambda name=name: name) for name in names}, 2_000_000, by_graph=True)  # type: ignore[misc]
+    broken = "torch.compile"
+    assert [row["provider"] for row in kernels.measure(case, 1e9, "some GPU")] == [KERNEL, EAGER]
+    assert capsys.readouterr().err == "entropy by torch.compile: RuntimeError: no Triton template; not measured\n"
+    broken = EAGER
+    with pytest.raises(RuntimeError):
+        kernels.measure(case, 1e9, "some GPU")
 
 
 def test_the_largest_network_is_three_layers_of_256() -> None:

@@ -1,5 +1,7 @@
 """Decoding by kernels writes the text that decoding by their references writes, with the same records."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.kernels import operations
 from dispatch_rl.kernels.verify import Verified
+from tests.helpers import DEVICE
 
 SETTINGS = (
     Sampling(),
@@ -67,7 +70,24 @@ def test_the_device_decides_who_samples(monkeypatch: pytest.MonkeyPatch) -> None
     """References on a CPU, kernels where the operations are compiled; asked once, when decoding begins."""
     cpu = torch.device("cpu")
     assert operations.operations(cpu) is operations.REFERENCES
-    assert operations.operations(torch.device("cuda")) is operations.kernels()
     assert type(make_sampler(Sampling(), 11, cpu)) is Sampler
     monkeypatch.setattr(device_sampling, "operations", lambda device: operations.kernels())
     assert type(make_sampler(Sampling(), 11, cpu)) is DeviceSampler
+
+
+def test_a_gpu_that_triton_cannot_compile_for_gets_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found out by a launch, since Triton finds no C compiler only then; one line says so."""
+    gpu, zeros = torch.device("cuda"), torch.zeros
+    ask = operations.operations.__wrapped__
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size, device=DEVICE))
+    assert ask(gpu) is operations.kernels()
+
+    def launch(gate_up: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    broken = replace(operations.kernels(), swiglu=launch)
+    monkeypatch.setattr(operations, "kernels", lambda: broken)
+    with pytest.warns(operations.KernelWarning, match=r"cuda without kernels .*Failed to find C compiler\.\)$"):
+        assert ask(gpu) is operations.REFERENCES
+    monkeypatch.setattr(operations, "find_spec", lambda name: None)
+    assert ask(gpu) is operations.REFERENCES

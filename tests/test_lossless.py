@@ -26,10 +26,9 @@ def own_text(family: Family, prompt: Sequence[int], text: Sequence[int], samplin
 
     If it equals ``text``, then by induction over the positions ``text`` is what the target alone would have written.
     """
+    tokens = torch.tensor([[*prompt, *text]], device=family.device)
     with torch.inference_mode():
-        logits: torch.Tensor = family.target.model(torch.tensor([[*prompt, *text]]), use_cache=False).logits[
-            0, len(prompt) - 1 : -1, : family.vocab
-        ]
+        logits = family.target.model(tokens, use_cache=False).logits[0, len(prompt) - 1 : -1, : family.vocab].cpu()
     if sampling.greedy:
         return [int(token) for token in logits.argmax(-1)]
     positions = torch.arange(len(prompt), len(prompt) + len(text))

@@ -5,13 +5,14 @@
 import csv
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dispatch_rl import cli
-from dispatch_rl.errors import UserError
+from dispatch_rl.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from dispatch_rl.bench.case import Case
@@ -88,10 +89,17 @@ def bench_kernels(config: KernelBenchConfig) -> list[Row]:
 
 
 def measure(case: "Case", bandwidth: float, device: str) -> list[Row]:
-    """Return a row for every provider; the speed-up is over torch eager."""
+    """Return a row for every provider that can be measured; the speed-up is over torch eager."""
     from dispatch_rl.bench.case import EAGER
 
-    times = {name: _timed(run, case.by_graph and name != EAGER, case.calls) for name, run in case.providers.items()}
+    times = {}
+    for name, run in case.providers.items():
+        try:
+            times[name] = _timed(run, case.by_graph and name != EAGER, case.calls)
+        except Exception as error:
+            if name == EAGER:
+                raise
+            print(f"{case.operation} by {name}: {type(error).__name__}: {first_line(error)}; not measured", file=sys.stderr)
     floor_us = 1e6 * case.moved_bytes / bandwidth
     return [
         {

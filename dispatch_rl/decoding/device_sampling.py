@@ -11,10 +11,13 @@ from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.programs import Chosen
 from dispatch_rl.decoding.sampler import NOT_NUMBERS, Sampler
 from dispatch_rl.decoding.sampling import Sampling
-from dispatch_rl.decoding.static import Choice, Told
+from dispatch_rl.decoding.static import MOST, SLOTS, Choice, Told
 from dispatch_rl.kernels.entropy import RowStatistics
 from dispatch_rl.kernels.operations import Operations, operations
 from dispatch_rl.kernels.verify import HEADER, Rule, Turn, Verified
+
+_USUAL_REPORT = HEADER + 4 * MOST + SLOTS * (HEADER + 3)
+"""Numbers that a captured judgement and the longest draft before it tell; more are rare, and pinned memory takes long to get."""
 
 
 def make_sampler(sampling: Sampling, vocab: int, device: torch.device) -> Sampler:
@@ -40,8 +43,8 @@ class DeviceSampler(Sampler):
         integers = torch.tensor([self._seed, 0, 0, 0], device=device)
         self._turn = Turn.of(integers, torch.tensor(sampling.temperature, device=device))
         self._no_tokens = torch.empty(0, dtype=torch.int64, device=device)
-        self._report = torch.empty(0, dtype=torch.int64)
-        self._told = Verified(self._report)
+        self._report = torch.empty(_USUAL_REPORT, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._told = Verified(self._report[:HEADER])
         self._untold: list[Tensor] = []
         """Of a draft that the host has not waited for, what :class:`DraftToken` calls its rows."""
         self._told_nan = False

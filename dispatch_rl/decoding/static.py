@@ -178,6 +178,6 @@ def choose(logits: Tensor, turn: Turn, choice: Choice, operations: Operations) -
         uniforms = operations.uniform(turn.seed.view(1), turn.position.view(1), logits.shape[1], Stream.TOKEN, none)
         scores = shaped + to_gumbel(uniforms)
     margin, second = two_best(scores)
-    token, zero = scores.argmax(-1), torch.zeros_like(margin, dtype=torch.float32)
-    numbers = torch.cat([entropies_nats(logits).float(), zero, margin.float(), zero]).view(torch.int64)
+    token, zero = scores.argmax(-1), torch.zeros_like(margin)
+    numbers = torch.cat([entropies_nats(logits), zero, margin, zero]).view(torch.int64)
     return Verified(torch.cat([none, token, second, token, numbers]))

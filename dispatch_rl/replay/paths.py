@@ -14,8 +14,9 @@ from torch import Tensor
 from dispatch_rl.decoding.clearness import two_best
 from dispatch_rl.decoding.families import Family
 from dispatch_rl.decoding.sampling import Sampling
-from dispatch_rl.kernels.entropy import RowStatistics, entropy
+from dispatch_rl.kernels.entropy import RowStatistics
 from dispatch_rl.kernels.noise import gumbel
+from dispatch_rl.kernels.operations import operations
 from dispatch_rl.replay.beyond import Choices, Read, continued, scores
 
 _LOGITS_BYTES = 8 << 20
@@ -86,6 +87,7 @@ class StudentReading:
 def write_paths(family: Family, batch: Batch) -> Paths:
     """Let the target alone continue all prompts to their ends."""
     model, device = family.target, family.device
+    entropy = operations(device).entropy
     ids, visible = _left_padded(batch.prompts, device)
     lengths, seeds, limits = batch.lengths.to(device), batch.seeds.to(device), batch.limits.to(device)
     ends = torch.tensor(sorted(family.eos_token_ids), device=device)
@@ -199,7 +201,7 @@ class _Reader:
             cache = student.new_cache()
             cache.reserve(self.ids.shape[1])
         logits = student.forward_batch(self.ids, self.visible, cache, rows=self.columns).flatten(0, 1)
-        seen = entropy(logits)
+        seen = operations(self.family.device).entropy(logits)
         scored = scores(logits, self.sampling, self.path_noise)
         choice = scored.argmax(-1).view_as(tokens)
         within = self.first[:, None] + torch.arange(self.columns, device=tokens.device) <= student.context_limit
