@@ -26,7 +26,7 @@ def torn(scores: list[float], sampling: Sampling, in_float32: bool = True) -> An
         logits = (torch.tensor([scores]) - noise) * (1.0 if sampling.greedy else sampling.temperature)
         return logits[None]
 
-    return SimpleNamespace(in_float32=in_float32, vocab=4, target=SimpleNamespace(forward_batch=forward_batch))
+    return SimpleNamespace(in_float32=in_float32, device=torch.device("cpu"), vocab=4, target=SimpleNamespace(forward_batch=forward_batch))
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.5, seed=8)], ids=["greedy", "coupled"])

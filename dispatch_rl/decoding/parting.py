@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from dispatch_rl.decoding.families import Family
+from dispatch_rl.decoding.sampler import Sampler
 from dispatch_rl.decoding.sampling import Sampling
-from dispatch_rl.kernels.noise import gumbel
-from dispatch_rl.kernels.verify import shape
 
 NEAR_TIE = 1e-3
 """Scores this close (nats) may change places in float32 when one token is read in place of several."""
@@ -31,11 +30,7 @@ def may_part(family: Family, prompt: Sequence[int], text: Sequence[int], other: 
     if place is None:
         return False  # one goes on where the other ends
     tokens = torch.tensor([[*prompt, *text[:place]]])
-    logits = family.target.forward_batch(tokens, torch.ones_like(tokens), None, rows=1)[0, :, : family.vocab].cpu()
-    if sampling.greedy:
-        scores = logits
-    else:
-        noise = gumbel(sampling.seed, torch.tensor([tokens.shape[1]]), family.vocab)
-        scores = shape(logits, sampling.temperature, sampling.top_k, sampling.top_p) + noise
+    logits = family.target.forward_batch(tokens, torch.ones_like(tokens), None, rows=1)[0]
+    scores = Sampler(sampling, family.vocab, family.device).scores(logits, position=tokens.shape[1], draw=0)
     torn = scores[0, [text[place], other[place]]]
     return bool(torn.min() > scores.max() - NEAR_TIE)
