@@ -3,23 +3,17 @@
 A learned policy is good for text like that it was trained on. For other text, some fixed arm may be far better. Which one, only decoding
 itself can tell, and only of the *expert* that is asked: the learned policy or one of a few fixed arms. So this is a bandit over experts:
 
-* Experts are asked for several rounds on end, because a change of student costs a catch-up. The tokens and the time of all these rounds
-  of one text are one piece of evidence. What counts is the ratio of sums ``r = time / tokens``, whose standard error is
-
-      s^2 = V (sum tokens^2) / (sum tokens)^2,    V: variance of a piece's ratio around r, weighted by tokens^2,
-
-  with a prior for ``V``, as few pieces may look alike by chance.
-* Usually the expert with the least *pessimistic* estimate ``r + pessimism s`` is asked, the *leader*: nobody takes over by luck alone.
-  For the learned policy it is ``r``, as there were reasons to choose it.
-* At times the one with the least *optimistic* estimate ``r - optimism s`` is tried, if that is below the leader's ``r``, and until it
-  no longer is. Who was never tried has no lower bound (after UCB1: Auer et al., "Finite-time analysis of the multiarmed bandit problem",
-  2002, without its logarithm, whose repeated trials cost more here than a good arm that was unlucky once).
+* One of them is the *leader*. Others are tried for a stretch of tokens, between stretches of the leader, because a change of student costs
+  a catch-up, and they are compared with the leader in that very place of that very text (:mod:`dispatch_rl.policies.evidence`).
+* Somebody else becomes the leader where the *pessimistic* estimate ``d + pessimism s`` of the time that it takes more is negative: nobody
+  takes over by luck alone. For the learned policy it is ``d``, as there were reasons to choose it.
 * Trials have a budget, as in Wu et al., "Conservative bandits" (2016): none begins once all of them together have taken longer, than the
   leader would have for the same tokens, by more than ``share`` of all time so far and of a credit of ``credit`` tokens.
-* Evidence is kept by *conditions*: places on the scale of the target's entropy, between which evidence is shared out. What was learned
-  about one sort of text is still there when that sort comes back. In one place, old evidence is forgotten (Garivier & Moulines, "On
-  upper-confidence bound policies for switching bandit problems", 2011): half of it after so many tokens there, and an expert's own
-  as newer comes in.
+* Tried is the one with the least *optimistic* estimate ``d - optimism s``, if that is negative, and until it no longer is. Who was never
+  tried comes first. As UCB1's logarithm does (Auer et al., "Finite-time analysis of the multiarmed bandit problem", 2002), optimism sees
+  to it that who was unlucky once is tried again; it grows with what is left of the budget. Trials begin now and then, but behind every
+  stretch of the leader's while somebody looks better or is unknown. The learned policy is tried again in any case, in the end.
+* The conditions of the evidence are places on the scale of the target's entropy.
 
 Nothing of this can change a text.
 """
@@ -28,11 +22,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dispatch_rl.policies.base import Observation, Policy
-
-Floats = NDArray[np.float64]
+from dispatch_rl.policies.evidence import Evidence, Floats, Stretch
 
 _LEAST_NATS = 0.05
 """Entropies below this are hardly told apart."""
@@ -42,8 +34,14 @@ _FOLLOW = 0.1
 """Weight of a round in the moving average of the logarithm; that of a text's first rounds is larger."""
 _ENOUGH = 3
 """Rounds that tell anything about an expert; what the end of a text cuts off before is forgotten."""
-_PIECE_TOKENS = 100
-"""An expert's own evidence is forgotten by pieces of so many tokens."""
+_OFTEN = 4
+"""Rounds after which it is looked again who leads."""
+_LONG = 12
+"""Rounds that are enough of an expert who emits few tokens in each."""
+_AGAIN = 500
+"""Tokens after which the learned policy is tried again, whatever it was like: nothing may tell that conditions are what they were."""
+_PIECE_TOKENS = 512
+"""A text so long is another text from there on."""
 
 
 class AdaptivePolicy(Policy):
@@ -52,18 +50,17 @@ class AdaptivePolicy(Policy):
     It keeps what it has seen from text to text; equal texts in equal order with an equal seed give equal choices.
 
     Args:
-        learned: The first expert, asked while nothing is known.
+        learned: The first expert, who leads while nothing is known.
         actions: The others, each always the same arm, in the order in which they are tried.
         entropy_index: Where the moving average of the target's entropy stands in the observation; None means one place for everything.
         share: What trials may cost, as a share of the time.
         credit: Tokens whose time is counted as spent before the first, so that trials can begin with the first text.
-        stretch: Rounds for which an expert is asked on end.
-        trial: Rounds of a trial at most.
-        rate: Chance that a trial begins where a stretch ends; it is higher in the first few texts.
+        stretch: Tokens for which an expert is asked on end, about.
+        rate: Chance per token that a trial follows; it is higher in the first few texts.
         pessimism: Standard errors that the estimates of arms are raised by.
-        optimism: Standard errors that estimates are lowered by, when somebody is to be tried.
-        deviation: Relative standard deviation of a piece before there are any, worth two pieces.
-        window: Pieces of an expert's own newer evidence that an older one outlives, about.
+        optimism: Standard errors that estimates are lowered by, when somebody is to be tried: once the budget is spent, and before.
+        deviation: Relative standard deviation of a piece of evidence before there are any.
+        window: Pieces of newer evidence about a pair that an older one outlives, about.
         half_life: Tokens in one place after which all evidence there counts half.
         seed: When trials begin.
     """
@@ -78,13 +75,12 @@ class AdaptivePolicy(Policy):
         *,
         share: float = 0.02,
         credit: float = 2_000.0,
-        stretch: int = 4,
-        trial: int = 16,
-        rate: float = 0.15,
+        stretch: int = 24,
+        rate: float = 0.03,
         pessimism: float = 1.0,
-        optimism: float = 1.0,
-        deviation: float = 0.35,
-        window: float = 40.0,
+        optimism: tuple[float, float] = (0.5, 1.1),
+        deviation: float = 0.6,
+        window: float = 12.0,
         half_life: float = 20_000.0,
         seed: int = 0,
     ) -> None:
@@ -94,35 +90,37 @@ class AdaptivePolicy(Policy):
         self.share, self.credit, self.seed = share, credit, seed
         self.trial_ms = 0.0
         """What trials have cost so far: their time less the leader's for as many tokens."""
-        self._stretch, self._trial, self._rate = stretch, trial, rate
-        self._pessimism, self._optimism, self._deviation = pessimism, optimism, deviation
-        self._window, self._half_life = window, half_life
+        self._stretch, self._rate = stretch, rate
+        self._pessimism, self._optimism, self._hope = pessimism, optimism, optimism[1]
         self._rng = np.random.default_rng(seed)
-        self._places = _PLACES if entropy_index is not None else np.zeros(1)
-        self._evidence: Floats = np.zeros((len(self._places), 6, 1 + len(self.actions)))
-        """Sums of 1, e, t, e^2, e t and t^2 over the pieces of each expert, e its tokens and t its time ``[places, 6, experts]``."""
+        places = _PLACES if entropy_index is not None else np.zeros(1)
+        self._evidence = Evidence(1 + len(self.actions), places, deviation, window, half_life)
         self._total_ms, self._rounds = 0.0, 0
         self._where = 0.0
         self._rounds_of_text = 0
-        self._expert, self._left = 0, 0
-        self._piece = [0.0, 0.0]
-        self._piece_rounds = 0
+        self._leader, self._leader_ms = 0, math.inf
+        self._now, self._rounds_now = Stretch(0, 0.0, 0.0), 0
+        self._past: list[Stretch] = []
+        """The last two stretches of this text."""
         self._last: tuple[int, float] | None = None
-        self._on_trial = False
-        self._tried: set[int] = set()
-        self._leader_ms = math.inf
+        self._without_learned = 0
+        """Tokens since the learned policy was asked."""
 
     @property
     def expert(self) -> int:
         """Who is asked now: 0 for the learned policy, ``i + 1`` for ``actions[i]``."""
-        return self._expert
+        return self._now.expert
 
     def reset(self) -> None:
         # The last round of a text was cut off by its end. It says little, and would tell against whoever was asked late.
         self._last = None
-        self._file()
-        self._rounds_of_text, self._left = 0, 0
-        self._tried = set()
+        if self._rounds_now >= _ENOUGH:
+            self._close()
+        self._judge()
+        self._evidence.file()
+        self._past = []
+        self._rounds_of_text = 0
+        self._ask(self._leader)
         self.learned.reset()
 
     def __call__(self, observation: Observation) -> int:
@@ -133,11 +131,12 @@ class AdaptivePolicy(Policy):
             # What the last text was like says more than the first token of the next.
             weight = max(_FOLLOW, 1 / (self._rounds_of_text + 1)) if self._rounds_of_text else _FOLLOW if self._rounds else 1.0
             self._where += weight * (here - self._where)
+        if self._rounds_of_text == 0:
+            self._leader = self._best()
+            self._ask(self._leader)
         self._rounds_of_text += 1
         self._learn()
-        if self._left <= 0:
-            self._decide()
-        return self.learned(observation) if self._expert == 0 else self.actions[self._expert - 1]
+        return self.learned(observation) if self.expert == 0 else self.actions[self.expert - 1]
 
     def update(self, action: int, emitted: int, latency_ms: float) -> None:
         if not (emitted > 0 and 0 <= latency_ms < math.inf):
@@ -145,96 +144,98 @@ class AdaptivePolicy(Policy):
         self._last = emitted, latency_ms
         self._total_ms += latency_ms
         self._rounds += 1
-        self._left -= 1
-        if self.learned.learns and self._expert == 0:
+        if self.learned.learns and self.expert == 0:
             self.learned.update(action, emitted, latency_ms)
 
     def estimates(self) -> tuple[Floats, Floats]:
-        """Return every expert's time per token (ms) in the conditions of now, and its standard error ``[experts]``; infinite if unknown."""
-        nearness = self._nearness()
-        everywhere = self._evidence.sum(axis=0)
-        # What was seen elsewhere counts as a third of a piece.
-        sums = np.tensordot(nearness, self._evidence, 1) + 0.3 * everywhere / np.maximum(everywhere[0], 0.3)
-        tokens, time = self._piece
-        if tokens:
-            sums[:, self._expert] += _moments(tokens, time)
-        known = sums[0] > 1e-6
-        n, e, t, ee, et, tt = np.where(known, sums, 1.0)
-        ratio = t / e
-        around = np.maximum(tt - 2 * ratio * et + ratio**2 * ee, 0.0) / ee * n
-        variance = (around + 2 * (self._deviation * ratio) ** 2) / (n + 2)
-        error = np.sqrt(variance * ee) / e
-        return np.where(known, ratio, np.inf), np.where(known, error, 0.0)
+        """Return how much longer than the leader's a token of every expert takes in the conditions of now (ms), and the standard error.
 
-    def _nearness(self) -> Floats:
-        nearness: Floats = np.exp(-0.5 * (self._places - self._where) ** 2)
-        nearness /= nearness.max()
-        return nearness
+        Both are ``[experts]``; zero and infinity for who was never compared with the leader.
+        """
+        return self._evidence.against(self._leader, self._where, self._level_ms())
+
+    @property
+    def _on_trial(self) -> bool:
+        return self.expert != self._leader
+
+    def _level_ms(self) -> float:
+        return self._evidence.level_ms(self._where, self._now)
 
     def _learn(self) -> None:
-        """Take in the last round, and end a trial that promises nothing any more."""
+        """Take in the last round, and change the expert where it is time to."""
         if self._last is None:
             return
-        tokens, time = self._last
-        self._piece[0] += tokens
-        self._piece[1] += time
-        self._piece_rounds += 1
+        tokens, ms = self._last
         self._last = None
+        self._now = Stretch(self.expert, self._now.tokens + tokens, self._now.ms + ms)
+        self._without_learned = self._without_learned + tokens if self.expert else 0
+        self._rounds_now += 1
         if self._on_trial:
-            self.trial_ms += time - self._leader_ms * tokens
-            if 0 < self._left <= self._trial - _ENOUGH and self._optimistic(*self.estimates())[self._expert] > self._leader_ms:
-                self._left = 0
-
-    def _optimistic(self, ratio: Floats, error: Floats) -> Floats:
-        """Return how fast every expert may be, as far as is known ``[experts]``."""
-        return np.where(np.isinf(ratio), -np.inf, ratio - self._optimism * error)
-
-    def _decide(self) -> None:
-        """Choose the expert of the next rounds."""
-        ratio, error = self.estimates()
-        pessimistic = ratio + self._pessimism * error
-        pessimistic[0] = ratio[0]
-        leader = int(pessimistic.argmin())
-        self._leader_ms = float(ratio[leader])
-        tried = self._candidate(leader, self._optimistic(ratio, error)) if math.isfinite(self._leader_ms) else None
-        chosen = leader if tried is None else tried
-        if chosen != self._expert:
-            self._file()
-        self._expert, self._on_trial = chosen, tried is not None
-        self._left = self._stretch if tried is None else self._trial
-
-    def _candidate(self, leader: int, optimistic: Floats) -> int | None:
-        """Return whom to try now, None for nobody."""
-        if self.trial_ms >= self.share * (self._total_ms + self.credit * self._leader_ms):
-            return None
-        # In new conditions nobody knows yet what a trial costs: the leader goes first.
-        if not (self._piece[0] and self._expert == leader) and self._nearness() @ self._evidence[:, 0, leader] < 1:
-            return None
-        if self._rng.random() >= max(self._rate, 1 / (1 + self._rounds / 16)):
-            return None
-        # The first that is unknown, else the one that may be best; once in a text.
-        optimistic[[leader, *self._tried]] = np.inf
-        best = int(optimistic.argmin())
-        if optimistic[best] >= self._leader_ms:
-            return None
-        self._tried.add(best)
-        return best
-
-    def _file(self) -> None:
-        """Put the piece of evidence that has been gathered where it belongs."""
-        (tokens, time), rounds = self._piece, self._piece_rounds
-        self._piece, self._piece_rounds = [0.0, 0.0], 0
-        if rounds < _ENOUGH:
+            self.trial_ms += ms - self._leader_ms * tokens
+        if self._rounds_now < _ENOUGH:
             return
-        part = np.ones(1)
-        if self.entropy_index is not None:
-            place = min(max(self._where, self._places[0]), self._places[-1])
-            part = np.maximum(0.0, 1 - np.abs(self._places - place))
-        self._evidence *= (0.5 ** (part * tokens / self._half_life))[:, None, None]
-        mine = self._evidence[:, :, self._expert]
-        mine *= np.maximum(1 - part * min(tokens / _PIECE_TOKENS, 1) / self._window, 0.0)[:, None]
-        mine += part[:, None] * _moments(tokens, time)
+        if self._now.tokens >= self._stretch or self._rounds_now >= _LONG or (self._on_trial and not self._promising()):
+            self._close()
+            self._leader = self._best()
+            self._ask(self._next())
+        elif not self._on_trial and self._rounds_now % _OFTEN == 0 and (best := self._best()) != self._leader:
+            self._close()
+            self._leader = best
+            self._ask(best)
 
+    def _promising(self) -> bool:
+        """Return whether the expert on trial may still be better than the leader."""
+        more = self._now, self._past[-1]
+        difference, error = self._evidence.against(self._leader, self._where, self._level_ms(), more)
+        return bool(difference[self.expert] <= self._hope * error[self.expert])
 
-def _moments(tokens: float, time: float) -> Floats:
-    return np.array([1.0, tokens, time, tokens * tokens, tokens * time, time * time])
+    def _ask(self, expert: int) -> None:
+        self._now, self._rounds_now = Stretch(expert, 0.0, 0.0), 0
+
+    def _close(self) -> None:
+        """End the stretch, which judges the one before it."""
+        self._evidence.add(self._now, self._where)
+        self._judge(self._now)
+        self._past = [*self._past[-1:], self._now]
+        if self._evidence.text_tokens >= _PIECE_TOKENS and not self._on_trial:
+            self._evidence.file()
+
+    def _judge(self, behind: Stretch | None = None) -> None:
+        """Compare the last stretch, if it was a trial, with the leader's around it."""
+        if not self._past or self._past[-1].expert == self._leader:
+            return
+        around = [stretch for stretch in (*self._past[:-1], behind) if stretch is not None and stretch.expert == self._leader]
+        if around:
+            both = Stretch(self._leader, sum(stretch.tokens for stretch in around), sum(stretch.ms for stretch in around))
+            self._evidence.compare(self._past[-1], both)
+
+    def _best(self) -> int:
+        """Return who is to lead."""
+        difference, error = self.estimates()
+        pessimistic = difference + self._pessimism * error
+        if math.isfinite(error[0]):
+            pessimistic[0] = difference[0]
+        return int(pessimistic.argmin())
+
+    def _next(self) -> int:
+        """Return who is to be asked now, behind a stretch: the leader, or somebody on trial."""
+        before = self._past[-1]
+        budget_ms = self.share * (self._total_ms + self.credit * self._level_ms())
+        if before.expert != self._leader or self.trial_ms >= budget_ms:
+            return self._leader
+        least, most = self._optimism
+        self._hope = least + (most - least) * min(1 - self.trial_ms / budget_ms, 1)
+        difference, error = self.estimates()
+        optimistic = np.where(np.isinf(error), -np.inf, difference - self._hope * error)
+        optimistic[self._leader] = np.inf
+        tried = int(optimistic.argmin())
+        if optimistic[tried] >= 0:
+            if not self._leader or self._without_learned < _AGAIN:
+                return self._leader
+            tried = 0
+        elif math.isfinite(error[tried]) and difference[tried] >= 0:
+            chance = max(1 - math.exp(-before.tokens * self._rate), 1 / (1 + self._rounds / 16))
+            if self._rng.random() >= chance:
+                return self._leader
+        self._leader_ms = before.ms / before.tokens
+        return tried

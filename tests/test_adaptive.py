@@ -1,7 +1,6 @@
 """Adaptive policies: what they estimate, what they lose at most, that they come back, and that they stay what they are."""
 
 import copy
-from math import sqrt
 from pathlib import Path
 from random import Random
 
@@ -76,14 +75,11 @@ def adapting(world: ReplayWorld, learned: Policy | int, seed: int = 0) -> Adapti
 @pytest.mark.parametrize("learned", range(5))
 @pytest.mark.parametrize("sort", [0, 1], ids=["easy", "hard"])
 def test_whatever_was_learned_little_is_lost(world: ReplayWorld, sort: int, learned: int, seed: int) -> None:
-    """From the first text on, it takes at most 1.1 of the best fixed arm's time, whoever was learned, who may take threefold.
-
-    An arm that is 8 % slower than the best is not told from it in 60 texts; what is far off is left within the first.
-    """
+    """From the first text on, it takes at most 1.07 of the best fixed arm's time, whoever was learned, who may take threefold."""
     part = only(world, sort * TEXTS, (sort + 1) * TEXTS)
     fixed = fixed_ms(part).sum(axis=1)
     mine = replay(part, adapting(part, learned, seed)).latency_ms.sum()
-    assert mine <= 1.1 * fixed.min()
+    assert mine <= 1.07 * fixed.min()
     assert fixed.max() > 2 * fixed.min()
 
 
@@ -154,27 +150,42 @@ def test_equal_seeds_choose_alike(world: ReplayWorld) -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_estimates_by_hand() -> None:
-    """Two texts, 15 tokens in 30 ms and 45 in 135, without their last rounds; the first counts a little less, and all of it by 0.3 more."""
-    policy = AdaptivePolicy(FixedPolicy(0), [1], None, share=0, deviation=0.4)
-    for tokens, ms in ((10, 20.0), (30, 90.0)):
+EMITTED = np.array([[17.0, 17.0, 17.0], [5.0, 5.0, 1.0], [8.0, 1.5, 8.0]])
+"""Tokens per round of three experts in three sorts of text, about."""
+ROUND_MS = np.array([10.0, 12.0, 10.0])
+"""What a round of them takes; the first is the best, or nearly, of every sort."""
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_who_is_best_of_texts_that_differ_tenfold_stays(seed: int) -> None:
+    """Nothing tells the sorts apart, and the learned policy, the best in each, loses 6 % at most.
+
+    What an expert takes for a token depends on the text more than on the expert: judged by whole texts, any of them may look best.
+    """
+    rng = np.random.default_rng(seed)
+    policy, taken, alone = AdaptivePolicy(FixedPolicy(0), [1, 2], None, seed=seed), 0.0, 0.0
+    for sort in rng.integers(3, size=100):
         policy.reset()
-        assert policy(NOTHING) == 0
-        for _ in range(3):
-            policy.update(0, tokens // 2, ms / 2)
-            policy(NOTHING)
-        policy.update(0, 1, 50.0)
-    policy.reset()
-    keep = (1 - 0.45 / 40) * 0.5 ** (45 / 20_000)
-    weights = np.array([keep, 1.0])
-    weights *= 1 + 0.3 / weights.sum()
-    e, t = np.array([15.0, 45.0]), np.array([30.0, 135.0])
-    ratio = (weights @ t) / (weights @ e)
-    around = weights @ (t - ratio * e) ** 2 / (weights @ e**2) * weights.sum()
-    variance = (around + 2 * (0.4 * ratio) ** 2) / (weights.sum() + 2)
-    found, error = policy.estimates()
-    np.testing.assert_allclose(found, [ratio, np.inf], rtol=1e-12)
-    np.testing.assert_allclose(error, [sqrt(variance * (weights @ e**2)) / (weights @ e), 0], rtol=1e-12)
+        tokens = 0
+        while tokens < 200:
+            action = policy(NOTHING)
+            emitted = int(np.clip(rng.poisson(EMITTED[sort, action]), 1, 17))
+            policy.update(action, emitted, ROUND_MS[action])
+            tokens += emitted
+            taken += ROUND_MS[action]
+            alone += emitted * ROUND_MS[0] / EMITTED[sort, 0]
+    assert taken < 1.06 * alone
+
+
+def test_who_was_unlucky_once_is_tried_again() -> None:
+    """An arm that takes half of the time, but more than the other in the first text, is found all the same."""
+    policy, asked = AdaptivePolicy(FixedPolicy(0), [1], None), []
+    for text in range(60):
+        policy.reset()
+        for _ in range(20):
+            asked.append(policy(NOTHING))
+            policy.update(asked[-1], 4, 10.0 if asked[-1] == 0 else 14.0 if text == 0 else 5.0)
+    assert np.mean(asked[: 20 * 20]) < 0.9 < np.mean(asked[40 * 20 :])
 
 
 def test_experts_fit_texts_of_other_sorts(world: ReplayWorld) -> None:
@@ -202,7 +213,8 @@ def test_nonsense_is_not_learned(round_: tuple[int, float]) -> None:
     with pytest.raises(ValueError, match="a round of"):
         policy.update(0, *round_)
     policy.reset()
-    assert np.isinf(policy.estimates()[0]).all()
+    assert np.isinf(policy.estimates()[1][1:]).all()
+    assert policy.trial_ms == 0
 
 
 def test_an_entropy_that_is_no_number_is_refused() -> None:
