@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from dispatch_rl.decoding import fused
 from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.kernels import attention as reference
 from dispatch_rl.kernels import attention_triton
@@ -252,17 +253,17 @@ def test_it_is_what_the_fused_forward_pass_asks_torch_for(attention: Attention, 
     torch.manual_seed(0)
     sizes: Any = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
     model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_attention_heads=2, num_key_value_heads=1, initializer_range=0.3))
-    calls, by_torch = [], F.scaled_dot_product_attention
+    calls, attend = [], fused.attend
 
-    def recorded(q: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
-        result = by_torch(q, keys, values, **options)
-        calls.append((q, keys, values, options["attn_mask"], result))
+    def recorded(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        result = attend(q, keys, values, mask, causal)
+        calls.append((q, keys, values, mask, result))
         return result
 
     cached = CachedModel(model.eval(), vocab=97)
     cached.start(64)
     with torch.inference_mode(), monkeypatch.context() as patch:
-        patch.setattr(F, "scaled_dot_product_attention", recorded)
+        patch.setattr(fused, "attend", recorded)
         for tokens, beside in ((9, ()), (1, ()), (4, ()), (5, (2, 2))):
             cached.forward(torch.arange(tokens), beside=beside)
     assert [call[0].shape[2] for call in calls] == [9, 9, 1, 1, 4, 4, 5, 5]

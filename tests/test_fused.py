@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from dispatch_rl.decoding.cache import StackedCache
-from dispatch_rl.decoding.fused import is_supported
+from dispatch_rl.decoding.fused import attend, is_supported
 from dispatch_rl.decoding.models import CachedModel
 from dispatch_rl.decoding.static import StaticPasses, Told
 from dispatch_rl.kernels.operations import REFERENCES, Operations, kernels
@@ -180,3 +181,22 @@ def test_a_layer_of_the_static_pass_launches_what_the_kernels_page_says(name: st
     """Four products, which add biases and residuals, two norms, and three operations, of which attention is two kernels: ten."""
     one_layer = launches(name, 3) - launches(name, 2)
     assert one_layer == Counter([first, "mm", "addmm_", "addmm_", "rms_norm", "rms_norm", "rotate_and_store", "attention", "swiglu"])
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_a_mask_and_groups_need_no_copy_of_keys_and_values(texts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of a group become rows: the attention is that of torch's own groups, which a GPU has no fast kernel for under a mask."""
+    generator = torch.Generator().manual_seed(texts)
+    q, keys, values = (torch.randn(texts, heads, size, 16, generator=generator) for heads, size in ((6, 5), (2, 12), (2, 12)))
+    seen = torch.rand(texts, 1, 5, 12, generator=generator) < 0.6
+    mask = torch.zeros(texts, 1, 5, 12).masked_fill_(~(seen | (torch.arange(12) == 0)), -torch.inf)
+    expected = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+    by_torch, asked = F.scaled_dot_product_attention, []
+
+    def recorded(*arguments: Any, **options: Any) -> Tensor:
+        asked.append(options)
+        return by_torch(*arguments, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    torch.testing.assert_close(attend(q.transpose(1, 2).contiguous().transpose(1, 2), keys, values, mask, False), expected)
+    assert [options.get("enable_gqa", False) for options in asked] == [False]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dispatch_rl.bench.case import COMPILED, EAGER, KERNEL, Case, Run, Stored, in_torch_compile
+from dispatch_rl.decoding.fused import attend
 from dispatch_rl.kernels.operations import REFERENCES, Operations
 
 
@@ -71,18 +72,16 @@ def attention_case(kernels: Operations, q: Tensor, cache: Tensor, length: int, c
     used_bytes = cache[0, :, :length].numel() * cache.element_size()
     layers = [layer.chunk(2) for layer in cache[: max(1, -(-cold_bytes // used_bytes))]]
     on_device = torch.tensor([length], device=q.device)
-    mask = torch.full((new, capacity), -torch.inf, dtype=q.dtype, device=q.device).triu(length - new + 1)
+    mask = torch.full((new, capacity), -torch.inf, dtype=q.dtype, device=q.device).triu(length - new + 1)[None, None]
 
     def ours() -> Tensor:
         return [kernels.attention(q, keys, values, on_device) for keys, values in layers][-1]
 
     def by_torch(looked_at: int) -> Tensor:
-        def attend(*keys_and_values: Tensor) -> Tensor:
-            k, v = (x[None, :, :looked_at] for x in keys_and_values)
-            seen = None if new == 1 and looked_at == length else mask[:, :looked_at]
-            return F.scaled_dot_product_attention(q.transpose(0, 1)[None], k, v, attn_mask=seen, enable_gqa=True)[0].transpose(0, 1)
-
-        return [attend(*layer) for layer in layers][-1]
+        seen = None if new == 1 and looked_at == length else mask[..., :looked_at]
+        rows = q.transpose(0, 1)[None]
+        found = [attend(rows, k[None, :, :looked_at], v[None, :, :looked_at], seen, False) for k, v in layers]
+        return found[-1][0].transpose(0, 1)
 
     providers: dict[str, Run] = {
         KERNEL: ours,

@@ -12,7 +12,9 @@ from dispatch_rl.kernels.operations import Operations
 from dispatch_rl.kernels.verify import HEADER, Rule, Turn
 
 BOUNDS = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
-"""Largest difference of a row, as a share of its length (Euclidean), that may come from rounding in another order."""
+"""Difference of a row, as a share of its length (Euclidean, root mean square over rows), that may come from rounding in another order."""
+_WORST = 2.5
+"""As many times that may be the worst row's. 16 bits alone make it 0.13 to 0.22 in 64 to 80 layers; an unrelated row's is 1.4."""
 _PASTS = (3, 200)
 """Tokens before those that are read: few, so that each counts for much, and more than one tile of the attention."""
 _POISONED = 64
@@ -98,9 +100,11 @@ class _Comparison:
     def _compare(self, name: str, found: Tensor, expected: Tensor) -> None:
         error = (found - expected).float().norm(dim=-1) / expected.float().norm(dim=-1)
         bound = BOUNDS[self.passes.buffer.dtype]
-        if not bool((error <= bound).all()):
+        usual, worst = float(error.square().mean().sqrt()), float(error.amax())
+        if not (usual <= bound and worst <= _WORST * bound):
             raise GraphDiffers(
-                f"{name}: they differ from the eager path's by {float(error.amax()):.2g} of their length; {bound:g} is rounding"
+                f"{name}: they differ from the eager path's by {usual:.2g} of their length, {worst:.2g} at worst; "
+                f"{bound:g} and {_WORST * bound:g} is rounding"
             )
 
     def _compare_judgement(self, rule: Rule) -> None:

@@ -59,6 +59,26 @@ def is_supported(model: PreTrainedModel) -> bool:
     )
 
 
+def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Return the attention's values ``[texts, heads, new, head_dim]``.
+
+    Args:
+        q: Queries ``[texts, heads, new, head_dim]``.
+        keys: Keys ``[texts, kv_heads, context, head_dim]``, each for as many heads in a row as come to it.
+        values: Values, alike.
+        mask: What is added to the scores ``[texts or 1, 1, new, context]``.
+        causal: No token sees those behind it; there is no mask then.
+    """
+    texts, heads, new, head_dim = q.shape
+    group = heads // keys.shape[1]
+    if mask is None or group == 1:
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=group > 1)
+    # On a GPU nothing but torch's plain attention, which copies keys and values, takes both groups and a mask; heads of a group that
+    # are rows of one head, it need not.
+    rows = q.reshape(texts, -1, group * new, head_dim)
+    return F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask.repeat(1, 1, group, 1)).view(texts, heads, new, head_dim)
+
+
 class FusedForward:
     """Reads tokens into a :class:`StackedCache` and returns logits, as the wrapped model would."""
 
@@ -139,7 +159,6 @@ class FusedForward:
         rows: int | None,
     ) -> Tensor:
         texts, new = tokens.shape
-        grouped = self._heads != self._kv_heads
         mask = None if mask is None else self._additive(mask)
         x = self._embedding.index_select(0, tokens.flatten())
         assert cache is None or isinstance(cache, StackedCache)
@@ -153,7 +172,7 @@ class FusedForward:
             else:
                 place.fresh.copy_(kv)
                 _, keys, values = place
-            mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+            mixed = attend(q, keys, values, mask, causal)
             mixed = mixed.transpose(1, 2).reshape(texts * new, -1)
             if layer is self._layers[-1] and rows is not None and rows < new:
                 x, mixed = (part.view(texts, new, -1)[:, -rows:].flatten(0, 1) for part in (x, mixed))
