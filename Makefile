@@ -5,6 +5,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 CONFIG ?= configs/pocket.yaml
 RUN_FOLDER ?= runs/pocket
+WORKERS ?= 2
 define EXAMPLE
 Problem: Compute 48 + 29.
 <think>
@@ -17,7 +18,7 @@ export PROMPT ?= $(EXAMPLE)
 help:
 	@echo "make train   train a dispatcher and compare it with the baselines (CONFIG=configs/pocket.yaml)"
 	@echo "make export  write the trained dispatcher to bundle/ (RUN_FOLDER=runs/pocket); make generate: decode with it (PROMPT=...)"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests in two processes (WORKERS=2)"
 	@echo "make lint    ruff; make type: mypy; make check: lint, type and test"
 	@echo "make bench   fixed student against transformers' assisted generation; speed of replay"
 
@@ -39,7 +40,7 @@ generate: $(READY)
 	$(RUN) -m dispatch_rl.generate --bundle bundle --prompt "$$PROMPT" --show
 
 test: $(READY)
-	$(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: $(READY)
 	$(RUN) -m ruff check .
