@@ -79,7 +79,7 @@ class AdaptivePolicy(Policy):
         rate: float = 0.03,
         pessimism: float = 1.0,
         optimism: tuple[float, float] = (0.5, 1.1),
-        deviation: float = 0.6,
+        deviation: float = 0.45,
         window: float = 12.0,
         half_life: float = 20_000.0,
         seed: int = 0,
@@ -103,6 +103,7 @@ class AdaptivePolicy(Policy):
         self._past: list[Stretch] = []
         """The last two stretches of this text."""
         self._last: tuple[int, float] | None = None
+        self._found = self.estimates()
         self._without_learned = 0
         """Tokens since the learned policy was asked."""
 
@@ -132,7 +133,7 @@ class AdaptivePolicy(Policy):
             weight = max(_FOLLOW, 1 / (self._rounds_of_text + 1)) if self._rounds_of_text else _FOLLOW if self._rounds else 1.0
             self._where += weight * (here - self._where)
         if self._rounds_of_text == 0:
-            self._leader = self._best()
+            self._lead()
             self._ask(self._leader)
         self._rounds_of_text += 1
         self._learn()
@@ -176,9 +177,9 @@ class AdaptivePolicy(Policy):
             return
         if self._now.tokens >= self._stretch or self._rounds_now >= _LONG or (self._on_trial and not self._promising()):
             self._close()
-            self._leader = self._best()
+            self._lead()
             self._ask(self._next())
-        elif not self._on_trial and self._rounds_now % _OFTEN == 0 and (best := self._best()) != self._leader:
+        elif not self._on_trial and self._rounds_now % _OFTEN == 0 and (best := self._best(*self.estimates())) != self._leader:
             self._close()
             self._leader = best
             self._ask(best)
@@ -209,11 +210,17 @@ class AdaptivePolicy(Policy):
             both = Stretch(self._leader, sum(stretch.tokens for stretch in around), sum(stretch.ms for stretch in around))
             self._evidence.compare(self._past[-1], both)
 
-    def _best(self) -> int:
+    def _lead(self) -> None:
+        """Choose who leads; what is known about the others in comparison is kept for who is next."""
+        self._found = self.estimates()
+        if (best := self._best(*self._found)) != self._leader:
+            self._leader = best
+            self._found = self.estimates()
+
+    def _best(self, difference: Floats, error: Floats) -> int:
         """Return who is to lead."""
-        difference, error = self.estimates()
         pessimistic = difference + self._pessimism * error
-        if math.isfinite(error[0]):
+        if error[0] < math.inf:
             pessimistic[0] = difference[0]
         return int(pessimistic.argmin())
 
@@ -225,8 +232,8 @@ class AdaptivePolicy(Policy):
             return self._leader
         least, most = self._optimism
         self._hope = least + (most - least) * min(1 - self.trial_ms / budget_ms, 1)
-        difference, error = self.estimates()
-        optimistic = np.where(np.isinf(error), -np.inf, difference - self._hope * error)
+        difference, error = self._found
+        optimistic = difference - self._hope * error
         optimistic[self._leader] = np.inf
         tried = int(optimistic.argmin())
         if optimistic[tried] >= 0:

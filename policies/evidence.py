@@ -58,11 +58,12 @@ class Evidence:
     def __init__(self, experts: int, places: Floats, deviation: float, window: float, half_life: float) -> None:
         self._places = places
         self._deviation, self._window, self._half_life = deviation, window, half_life
-        self._pieces: Floats = np.zeros((len(places), 6, experts, experts))
-        """Sums of 1, W, D, W^2, W D and D^2 over the pieces about each pair; D is the first expert's time less the second's."""
+        self._pieces: Floats = np.zeros((experts, len(places), 6, experts))
+        """Sums of 1, W, D, W^2, W D and D^2 over the pieces about each pair; D is the last expert's time less the first's."""
         self._level: Floats = np.zeros((len(places), 2))
         """Tokens and time of all stretches."""
-        self._text: Floats = np.zeros((2, experts, experts))
+        self._everywhere: Floats = np.zeros(2)
+        self._text: Floats = np.zeros((experts, 2, experts))
         """Sums of W and D over the comparisons in this text."""
         self._text_tokens, self._text_where = 0.0, 0.0
 
@@ -76,6 +77,7 @@ class Evidence:
         part = self._part(where)
         self._level *= (0.5 ** (part * stretch.tokens / self._half_life))[:, None]
         self._level += part[:, None] * [stretch.tokens, stretch.ms]
+        self._everywhere = self._level.sum(axis=0)
         self._text_tokens += stretch.tokens
         self._text_where += stretch.tokens * where
 
@@ -86,19 +88,20 @@ class Evidence:
     def file(self) -> None:
         """Put the piece about this text where it belongs; what comes next is about another."""
         if self._text_tokens:
-            part = self._part(self._text_where / self._text_tokens)[:, None, None, None]
-            piece = _piece(self._text)
-            self._pieces *= 0.5 ** (part * self._text_tokens / self._half_life) * (1 - part * piece[0] / self._window)
+            part = self._part(self._text_where / self._text_tokens)[:, None, None]
+            piece = _piece(self._text)[:, None]
+            self._pieces *= 0.5 ** (part * self._text_tokens / self._half_life) * (1 - part * piece[..., :1, :] / self._window)
             self._pieces += part * piece
         self._text[:] = 0
         self._text_tokens, self._text_where = 0.0, 0.0
 
     def level_ms(self, where: float, now: Stretch) -> float:
         """Return what a token takes at ``where``, the stretch of ``now`` included (ms); infinite if nothing is known."""
-        everywhere = self._level.sum(axis=0)
-        elsewhere = _ELSEWHERE * _STRETCH_TOKENS * everywhere / max(everywhere[0], 1e-9)
-        tokens, ms = self._nearness(where) @ self._level + elsewhere + now[1:]
-        return float(ms / tokens) if tokens else math.inf
+        tokens, ms = (self._nearness(where) @ self._level).tolist()
+        all_tokens, all_ms = self._everywhere.tolist()
+        share = _ELSEWHERE * _STRETCH_TOKENS / max(all_tokens, 1e-9)
+        tokens += share * all_tokens + now.tokens
+        return (ms + share * all_ms + now.ms) / tokens if tokens else math.inf
 
     def against(self, leader: int, where: float, level_ms: float, more: tuple[Stretch, Stretch] | None = None) -> tuple[Floats, Floats]:
         """Return how much longer a token of every expert takes at ``where`` than the leader's, and the standard error.
@@ -113,16 +116,14 @@ class Evidence:
             Differences (ms per token) and standard errors ``[experts]``: zero for the leader, zero and infinity for who was never
             compared with it.
         """
-        text = self._text[:, :, leader]
+        text = self._text
         if more is not None:
-            both = self._text.copy()
-            _add(both, *more)
-            text = both[:, :, leader]
-        about = self._pieces[..., leader]
+            text = text.copy()
+            _add(text, *more)
+        about = self._pieces[leader]
         everywhere = about.sum(axis=0)
-        sums = (
-            np.tensordot(self._nearness(where), about, 1) + _ELSEWHERE * everywhere / np.maximum(everywhere[0], _ELSEWHERE) + _piece(text)
-        )
+        near = (self._nearness(where) @ about.reshape(len(about), -1)).reshape(everywhere.shape)
+        sums = near + _ELSEWHERE * everywhere / np.maximum(everywhere[0], _ELSEWHERE) + _piece(text[leader])
         known = sums[0] > 1e-6
         n, w, d, ww, wd, dd = np.where(known, sums, 1.0)
         difference = np.where(known, d / w, 0.0)
@@ -149,11 +150,11 @@ def _add(sums: Floats, stretch: Stretch, others: Stretch) -> None:
     a, b = stretch.tokens, others.tokens
     weight = a * b / (a + b)
     difference = weight * (stretch.ms / a - others.ms / b)
-    sums[:, stretch.expert, others.expert] += weight, difference
-    sums[:, others.expert, stretch.expert] += weight, -difference
+    sums[others.expert, :, stretch.expert] += weight, difference
+    sums[stretch.expert, :, others.expert] += weight, -difference
 
 
 def _piece(text: Floats) -> Floats:
-    """Return 1, W, D, W^2, W D and D^2 of the sums W and D of a text."""
-    w, d = text
-    return np.stack([(w > 0).astype(np.float64), w, d, w * w, w * d, d * d])
+    """Return 1, W, D, W^2, W D and D^2 of the sums W and D of a text ``[..., 2, experts]``, in the last place but one."""
+    w, d = text[..., 0, :], text[..., 1, :]
+    return np.stack([np.sign(w), w, d, w * w, w * d, d * d], axis=-2)

@@ -95,15 +95,16 @@ def test_trials_keep_to_their_budget(world: ReplayWorld) -> None:
     assert spent[0.0] == 0 < spent[0.005] < spent[0.02]
 
 
-def test_it_comes_back(world: ReplayWorld) -> None:
-    """Easy, hard, easy: in each part it takes at most 1.15 of that part's best arm's time, and finds at once what it left."""
+@pytest.mark.parametrize("seed", range(4))
+def test_it_comes_back(world: ReplayWorld, seed: int) -> None:
+    """Easy, hard, easy: in each part it takes at most 1.06 of that part's best arm's time, and finds within a text what it left."""
     easy, hard = np.arange(TEXTS), np.arange(TEXTS, 2 * TEXTS)
-    policy = adapting(world, 0)
+    policy = adapting(world, 0, seed)
     times = replay(world, policy, world.texts[np.concatenate([easy, hard, easy])]).latency_ms
     fixed = fixed_ms(world)
     for part, sort in enumerate((easy, hard, easy)):
-        assert times[part * TEXTS : (part + 1) * TEXTS].sum() <= 1.15 * fixed[:, sort].sum(axis=1).min()
-    assert times[2 * TEXTS : 2 * TEXTS + 5].sum() <= 1.15 * fixed[0, :5].sum()
+        assert times[part * TEXTS : (part + 1) * TEXTS].sum() <= 1.06 * fixed[:, sort].sum(axis=1).min()
+    assert times[2 * TEXTS : 2 * TEXTS + 5].sum() <= 1.25 * fixed[0, :5].sum()
 
 
 def test_it_comes_back_where_nothing_tells_the_conditions(world: ReplayWorld) -> None:
