@@ -268,7 +268,7 @@ def test_it_is_what_the_fused_forward_pass_asks_torch_for(attention: Attention, 
             cached.forward(torch.arange(tokens), beside=beside)
     assert [call[0].shape[2] for call in calls] == [9, 9, 1, 1, 4, 4, 5, 5]
     for q, keys, values, mask, result in calls:
-        visible = None if mask is None else mask[0, 0, :, -q.shape[2] :] == 0
+        visible = None if mask is None else mask[0, 0, : q.shape[2], -q.shape[2] :] == 0
         ours = attention(q[0].transpose(0, 1), keys[0], values[0], torch.tensor([keys.shape[2]]), visible)
         torch.testing.assert_close(ours.transpose(0, 1), result[0], rtol=1e-5, atol=1e-5)
 

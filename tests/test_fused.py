@@ -198,5 +198,7 @@ def test_a_mask_and_groups_need_no_copy_of_keys_and_values(texts: int, monkeypat
         return by_torch(*arguments, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
-    torch.testing.assert_close(attend(q.transpose(1, 2).contiguous().transpose(1, 2), keys, values, mask, False), expected)
+    torch.testing.assert_close(
+        attend(q.transpose(1, 2).contiguous().transpose(1, 2), keys, values, mask.repeat(1, 1, 3, 1), False), expected
+    )
     assert [options.get("enable_gqa", False) for options in asked] == [False]

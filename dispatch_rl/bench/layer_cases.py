@@ -72,7 +72,8 @@ def attention_case(kernels: Operations, q: Tensor, cache: Tensor, length: int, c
     used_bytes = cache[0, :, :length].numel() * cache.element_size()
     layers = [layer.chunk(2) for layer in cache[: max(1, -(-cold_bytes // used_bytes))]]
     on_device = torch.tensor([length], device=q.device)
-    mask = torch.full((new, capacity), -torch.inf, dtype=q.dtype, device=q.device).triu(length - new + 1)[None, None]
+    hidden = torch.full((new, capacity), -torch.inf, dtype=q.dtype, device=q.device).triu(length - new + 1)
+    mask = hidden.repeat(1, 1, heads // kv_heads, 1)
 
     def ours() -> Tensor:
         return [kernels.attention(q, keys, values, on_device) for keys, values in layers][-1]

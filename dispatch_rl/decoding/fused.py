@@ -66,17 +66,15 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal:
         q: Queries ``[texts, heads, new, head_dim]``.
         keys: Keys ``[texts, kv_heads, context, head_dim]``, each for as many heads in a row as come to it.
         values: Values, alike.
-        mask: What is added to the scores ``[texts or 1, 1, new, context]``.
+        mask: What is added to the scores, once for every head of a group ``[texts or 1, 1, heads / kv_heads * new, context]``.
         causal: No token sees those behind it; there is no mask then.
     """
-    texts, heads, new, head_dim = q.shape
-    group = heads // keys.shape[1]
-    if mask is None or group == 1:
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=group > 1)
+    if mask is None:
+        return F.scaled_dot_product_attention(q, keys, values, is_causal=causal, enable_gqa=q.shape[1] != keys.shape[1])
     # On a GPU nothing but torch's plain attention, which copies keys and values, takes both groups and a mask; heads of a group that
     # are rows of one head, it need not.
-    rows = q.reshape(texts, -1, group * new, head_dim)
-    return F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask.repeat(1, 1, group, 1)).view(texts, heads, new, head_dim)
+    rows = q.reshape(len(q), keys.shape[1], -1, q.shape[-1])
+    return F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask).view(q.shape)
 
 
 class FusedForward:
@@ -196,8 +194,9 @@ class FusedForward:
         qk.mul_(cos).addcmul_(others, sin)
 
     def _additive(self, mask: Tensor) -> Tensor:
-        """Return what is added to the attention's scores; given a ``mask`` of truths, every layer would make it anew."""
-        return torch.zeros(mask.shape, dtype=self._embedding.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+        """Return what :func:`attend` adds to the scores; given a ``mask`` of truths, every layer would make it anew."""
+        added = torch.zeros(mask.shape, dtype=self._embedding.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+        return added.repeat(1, 1, self._heads // self._kv_heads, 1)
 
 
 def _layer(layer: Any, eps: float) -> _Layer:
