@@ -1,13 +1,26 @@
 """What the models of a family minimise."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Divergence = Callable[[Tensor, Tensor, tuple[float, ...]], Tensor]
 
-def joint_losses(models: nn.ModuleDict, tokens: Tensor, distillation: float, student_stride: int) -> Tensor:
+
+def divergence(target: Tensor, student: Tensor, temperatures: tuple[float, ...]) -> Tensor:
+    """Return ``KL(softmax(target / T) || softmax(student / T))`` of logits ``[tokens, vocab]``, the mean over tokens and temperatures."""
+    apart = []
+    for temperature in temperatures:
+        log_p, log_q = (target / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
+        apart.append(F.kl_div(log_q, log_p, reduction="batchmean", log_target=True))
+    return torch.stack(apart).mean()
+
+
+def joint_losses(
+    models: nn.ModuleDict, tokens: Tensor, distillation: float, student_stride: int, divergence: Divergence = divergence
+) -> Tensor:
     """Return the losses of all ``models`` ``[models]`` on ``tokens [rows, window + 1]``, the target's first.
 
     A student minimises ``(1 - w) * cross-entropy + w * KL(p_target || q_student)`` on every ``student_stride``-th row; no
@@ -16,32 +29,19 @@ def joint_losses(models: nn.ModuleDict, tokens: Tensor, distillation: float, stu
     logits = models["target"](tokens[:, :-1], use_cache=False).logits.float()
     losses = [F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())]
     inputs, labels = tokens[::student_stride, :-1], tokens[::student_stride, 1:].flatten()
-    log_p = logits.detach()[::student_stride].flatten(0, 1).log_softmax(-1)
+    known = logits.detach()[::student_stride].flatten(0, 1)
     for student in _students(models):
-        log_q = student(inputs, use_cache=False).logits.float().flatten(0, 1).log_softmax(-1)
-        losses.append((1 - distillation) * F.nll_loss(log_q, labels) + distillation * _divergence(log_p, log_q))
+        logits = student(inputs, use_cache=False).logits.float().flatten(0, 1)
+        losses.append((1 - distillation) * F.cross_entropy(logits, labels) + distillation * divergence(known, logits, (1.0,)))
     return torch.stack(losses)
 
 
-def last_losses(models: nn.ModuleDict, tokens: Tensor, temperatures: tuple[float, ...]) -> Tensor:
-    """Return the students' divergences from the finished target ``[students]`` on ``tokens [rows, window + 1]``.
-
-    That is ``KL(softmax(target / T) || softmax(student / T))`` of their logits, the mean over tokens and ``temperatures``.
-    """
+def last_losses(models: nn.ModuleDict, tokens: Tensor, temperatures: tuple[float, ...], divergence: Divergence = divergence) -> Tensor:
+    """Return the students' divergences from the finished target at ``temperatures`` ``[students]`` on ``tokens [rows, window + 1]``."""
     with torch.no_grad():
-        logits = models["target"](tokens[:, :-1], use_cache=False).logits.float().flatten(0, 1)
-        log_p = [(logits / t).log_softmax(-1) for t in temperatures]
-    losses = []
-    for student in _students(models):
-        logits = student(tokens[:, :-1], use_cache=False).logits.float().flatten(0, 1)
-        apart = [_divergence(known, (logits / t).log_softmax(-1)) for known, t in zip(log_p, temperatures, strict=True)]
-        losses.append(torch.stack(apart).mean())
-    return torch.stack(losses)
-
-
-def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return ``KL(p || q)`` of log-probabilities ``[tokens, vocab]``, the mean over tokens."""
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        known = models["target"](tokens[:, :-1], use_cache=False).logits.float().flatten(0, 1)
+    found = (student(tokens[:, :-1], use_cache=False).logits.float().flatten(0, 1) for student in _students(models))
+    return torch.stack([divergence(known, logits, temperatures) for logits in found])
 
 
 def _students(models: nn.ModuleDict) -> Iterator[nn.Module]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from dispatch_rl.errors import UserError
 from dispatch_rl.pocket.checkpoint import Checkpoint, Models
 from dispatch_rl.pocket.corpus import Corpus
-from dispatch_rl.pocket.losses import joint_losses, last_losses
+from dispatch_rl.pocket.losses import Divergence, divergence, joint_losses, last_losses
 from dispatch_rl.pocket.recipe import ModelSize, Optimisation, Recipe
 
 
@@ -126,8 +126,7 @@ class FamilyTrainer:
         self.models = build_models(recipe, tokenizer) if recipe.init is None else load_models(recipe, recipe.init)
         nn.ModuleDict(self.models).to(self.device)
         self._groups = self._build_groups()
-        self._joint_losses = torch.compile(joint_losses) if recipe.compile else joint_losses
-        self._last_losses = torch.compile(last_losses) if recipe.compile else last_losses
+        self._divergence = _compile(self.models, divergence) if recipe.compile else divergence
         self._checkpoint = Checkpoint(recipe.output)
         self.step = self._checkpoint.restore(self.models, self._optimisers) or recipe.first_step
 
@@ -154,12 +153,14 @@ class FamilyTrainer:
     def _losses(self, names: Sequence[str]) -> Tensor:
         """Return the losses of the models that learn in this step."""
         settings, recipe = self.recipe.optimisation, self.recipe
-        tokens = torch.from_numpy(self.corpus.batch(self.step, recipe.batch_rows, recipe.reasoning_share_at(self.step))).to(self.device)
+        tokens = torch.from_numpy(self.corpus.batch(self.step, recipe.batch_rows, recipe.reasoning_share_at(self.step)))
+        if self.device.type == "cuda":  # from pinned memory, lest the copy wait for the step before: this one's text is made meanwhile
+            tokens = tokens.pin_memory().to(self.device, non_blocking=True)
         models = nn.ModuleDict({name: self.models[name] for name in dict.fromkeys(["target", *names])})
         with torch.autocast(self.device.type, torch.bfloat16, enabled=_multiplies_bfloat16(self.device)):
             if self.step >= settings.steps:
-                return self._last_losses(models, tokens, settings.last_temperatures)
-            return self._joint_losses(models, tokens, settings.distillation, settings.student_stride)
+                return last_losses(models, tokens, settings.last_temperatures, self._divergence)
+            return joint_losses(models, tokens, settings.distillation, settings.student_stride, self._divergence)
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -222,6 +223,17 @@ def denormals_as_zero() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
+
+
+def _compile(models: Models, divergence: Divergence) -> Divergence:
+    """Compile the layers of ``models``, once for all layers of one width, and return ``divergence`` compiled."""
+    # A width is compiled anew without gradients, and where students learn from other numbers of rows.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(models))
+    for model in models.values():
+        for layer in model.model.layers:
+            layer.compile()
+    compiled: Divergence = torch.compile(divergence)
+    return compiled
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
