@@ -24,11 +24,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from dispatch_rl.policies.base import Observation, Policy
-from dispatch_rl.policies.evidence import Evidence, Floats, Stretch
+from dispatch_rl.policies.evidence import Estimate, Evidence, Stretch
 
 _LEAST_NATS = 0.05
 """Entropies below this are hardly told apart."""
-_PLACES: Floats = np.arange(-3.0, 3.0)
+_PLACES = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0)
 """Where evidence is kept: logarithms of the entropy (nats), 0.05 to 7.4 in steps of a factor e."""
 _FOLLOW = 0.1
 """Weight of a round in the moving average of the logarithm; that of a text's first rounds is larger."""
@@ -93,7 +93,7 @@ class AdaptivePolicy(Policy):
         self._stretch, self._rate = stretch, rate
         self._pessimism, self._optimism, self._hope = pessimism, optimism, optimism[1]
         self._rng = np.random.default_rng(seed)
-        places = _PLACES if entropy_index is not None else np.zeros(1)
+        places = _PLACES if entropy_index is not None else (0.0,)
         self._evidence = Evidence(1 + len(self.actions), places, deviation, window, half_life)
         self._total_ms, self._rounds = 0.0, 0
         self._where = 0.0
@@ -103,7 +103,6 @@ class AdaptivePolicy(Policy):
         self._past: list[Stretch] = []
         """The last two stretches of this text."""
         self._last: tuple[int, float] | None = None
-        self._found = self.estimates()
         self._without_learned = 0
         """Tokens since the learned policy was asked."""
 
@@ -133,7 +132,7 @@ class AdaptivePolicy(Policy):
             weight = max(_FOLLOW, 1 / (self._rounds_of_text + 1)) if self._rounds_of_text else _FOLLOW if self._rounds else 1.0
             self._where += weight * (here - self._where)
         if self._rounds_of_text == 0:
-            self._lead()
+            self._leader = self._best()
             self._ask(self._leader)
         self._rounds_of_text += 1
         self._learn()
@@ -148,19 +147,13 @@ class AdaptivePolicy(Policy):
         if self.learned.learns and self.expert == 0:
             self.learned.update(action, emitted, latency_ms)
 
-    def estimates(self) -> tuple[Floats, Floats]:
-        """Return how much longer than the leader's a token of every expert takes in the conditions of now (ms), and the standard error.
-
-        Both are ``[experts]``; zero and infinity for who was never compared with the leader.
-        """
-        return self._evidence.against(self._leader, self._where, self._level_ms())
+    def estimates(self) -> list[Estimate]:
+        """Return how much longer than the leader's a token of every expert takes in the conditions of now ``[experts]``."""
+        return self._evidence.against(self._leader, self._where)
 
     @property
     def _on_trial(self) -> bool:
         return self.expert != self._leader
-
-    def _level_ms(self) -> float:
-        return self._evidence.level_ms(self._where, self._now)
 
     def _learn(self) -> None:
         """Take in the last round, and change the expert where it is time to."""
@@ -177,18 +170,17 @@ class AdaptivePolicy(Policy):
             return
         if self._now.tokens >= self._stretch or self._rounds_now >= _LONG or (self._on_trial and not self._promising()):
             self._close()
-            self._lead()
+            self._leader = self._best()
             self._ask(self._next())
-        elif not self._on_trial and self._rounds_now % _OFTEN == 0 and (best := self._best(*self.estimates())) != self._leader:
+        elif not self._on_trial and self._rounds_now % _OFTEN == 0 and (best := self._best()) != self._leader:
             self._close()
             self._leader = best
             self._ask(best)
 
     def _promising(self) -> bool:
         """Return whether the expert on trial may still be better than the leader."""
-        more = self._now, self._past[-1]
-        difference, error = self._evidence.against(self._leader, self._where, self._level_ms(), more)
-        return bool(difference[self.expert] <= self._hope * error[self.expert])
+        difference, error = self._evidence.with_another(self._now, self._past[-1], self._where)
+        return difference <= self._hope * error
 
     def _ask(self, expert: int) -> None:
         self._now, self._rounds_now = Stretch(expert, 0.0, 0.0), 0
@@ -210,37 +202,31 @@ class AdaptivePolicy(Policy):
             both = Stretch(self._leader, sum(stretch.tokens for stretch in around), sum(stretch.ms for stretch in around))
             self._evidence.compare(self._past[-1], both)
 
-    def _lead(self) -> None:
-        """Choose who leads; what is known about the others in comparison is kept for who is next."""
-        self._found = self.estimates()
-        if (best := self._best(*self._found)) != self._leader:
-            self._leader = best
-            self._found = self.estimates()
-
-    def _best(self, difference: Floats, error: Floats) -> int:
-        """Return who is to lead."""
-        pessimistic = difference + self._pessimism * error
-        if error[0] < math.inf:
-            pessimistic[0] = difference[0]
-        return int(pessimistic.argmin())
+    def _best(self) -> int:
+        """Return who is to lead in the conditions of now."""
+        estimates = self.estimates()
+        pessimistic = [difference + self._pessimism * error for difference, error in estimates]
+        if estimates[0].error < math.inf:
+            pessimistic[0] = estimates[0].difference
+        return pessimistic.index(min(pessimistic))
 
     def _next(self) -> int:
         """Return who is to be asked now, behind a stretch: the leader, or somebody on trial."""
         before = self._past[-1]
-        budget_ms = self.share * (self._total_ms + self.credit * self._level_ms())
+        budget_ms = self.share * (self._total_ms + self.credit * self._evidence.level_ms(self._where))
         if before.expert != self._leader or self.trial_ms >= budget_ms:
             return self._leader
         least, most = self._optimism
         self._hope = least + (most - least) * min(1 - self.trial_ms / budget_ms, 1)
-        difference, error = self._found
-        optimistic = difference - self._hope * error
-        optimistic[self._leader] = np.inf
-        tried = int(optimistic.argmin())
+        estimates = self.estimates()
+        optimistic = [difference - self._hope * error for difference, error in estimates]
+        optimistic[self._leader] = math.inf
+        tried = optimistic.index(min(optimistic))
         if optimistic[tried] >= 0:
             if not self._leader or self._without_learned < _AGAIN:
                 return self._leader
             tried = 0
-        elif math.isfinite(error[tried]) and difference[tried] >= 0:
+        elif math.isfinite(estimates[tried].error) and estimates[tried].difference >= 0:
             chance = max(1 - math.exp(-before.tokens * self._rate), 1 / (1 + self._rounds / 16))
             if self._rng.random() >= chance:
                 return self._leader

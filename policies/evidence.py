@@ -21,6 +21,7 @@ newer about it comes in (Garivier & Moulines, "On upper-confidence bound policie
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,10 +31,16 @@ Floats = NDArray[np.float64]
 
 _PRIOR = 2.0
 """Pieces that the prior of the variance is worth."""
+_NARROW = 0.75
+"""What evidence counts at another place falls as ``exp(-0.75 distance^2)``."""
 _ELSEWHERE = 0.3
 """Pieces that all evidence from other places is worth, and stretches whose level counts."""
 _STRETCH_TOKENS = 50.0
 """Tokens of what is worth a stretch."""
+_STEPS = 4
+"""Conditions are told apart to a fourth of the distance of two places."""
+_NOTHING = 1e-6
+"""Pieces that are as good as none."""
 
 
 class Stretch(NamedTuple):
@@ -44,8 +51,20 @@ class Stretch(NamedTuple):
     ms: float
 
 
+class Estimate(NamedTuple):
+    """How much longer an expert takes than another."""
+
+    difference: float
+    """Milliseconds per token."""
+    error: float
+    """Standard error."""
+
+
 class Evidence:
     """Comparisons of experts, by place.
+
+    It is asked between two forward passes, when nothing is in the processor's cache and every call of numpy costs microseconds. So an
+    estimate, once made, stands until there is new evidence.
 
     Args:
         experts: How many there are.
@@ -55,17 +74,19 @@ class Evidence:
         half_life: Tokens in one place after which all evidence there counts half.
     """
 
-    def __init__(self, experts: int, places: Floats, deviation: float, window: float, half_life: float) -> None:
-        self._places = places
+    def __init__(self, experts: int, places: Sequence[float], deviation: float, window: float, half_life: float) -> None:
+        self._places = tuple(places)
         self._deviation, self._window, self._half_life = deviation, window, half_life
-        self._pieces: Floats = np.zeros((experts, len(places), 6, experts))
-        """Sums of 1, W, D, W^2, W D and D^2 over the pieces about each pair; D is the last expert's time less the first's."""
-        self._level: Floats = np.zeros((len(places), 2))
-        """Tokens and time of all stretches."""
-        self._everywhere: Floats = np.zeros(2)
+        self._sums: Floats = np.zeros((experts, len(self._places) + 2, 6, experts))
+        """Of 1, W, D, W^2, W D and D^2 over the pieces about each pair; D is the last expert's time less the first's. A row for every
+        place, one for all of them, with what that counts anywhere, and one for the open text."""
+        self._level = [(0.0, 0.0)] * len(self._places)
+        """Tokens and time of all stretches, by place."""
         self._text: Floats = np.zeros((experts, 2, experts))
         """Sums of W and D over the comparisons in this text."""
         self._text_tokens, self._text_where = 0.0, 0.0
+        self._found: dict[tuple[int, int], list[Estimate]] = {}
+        """What all of this says about a leader in conditions, in steps, as far as it was asked."""
 
     @property
     def text_tokens(self) -> float:
@@ -74,76 +95,89 @@ class Evidence:
 
     def add(self, stretch: Stretch, where: float) -> None:
         """Note what a token takes at ``where``, and that the text was there."""
-        part = self._part(where)
-        self._level *= (0.5 ** (part * stretch.tokens / self._half_life))[:, None]
-        self._level += part[:, None] * [stretch.tokens, stretch.ms]
-        self._everywhere = self._level.sum(axis=0)
+        for i, ((tokens, ms), part) in enumerate(zip(self._level, self._part(where), strict=True)):
+            kept = 0.5 ** (part * stretch.tokens / self._half_life)
+            self._level[i] = kept * tokens + part * stretch.tokens, kept * ms + part * stretch.ms
         self._text_tokens += stretch.tokens
         self._text_where += stretch.tokens * where
 
     def compare(self, stretch: Stretch, others: Stretch) -> None:
         """Compare a stretch with what another expert did around it."""
         _add(self._text, stretch, others)
+        self._sums[:, -1] = _piece(self._text)
+        self._found.clear()
 
     def file(self) -> None:
         """Put the piece about this text where it belongs; what comes next is about another."""
         if self._text_tokens:
-            part = self._part(self._text_where / self._text_tokens)[:, None, None]
-            piece = _piece(self._text)[:, None]
-            self._pieces *= 0.5 ** (part * self._text_tokens / self._half_life) * (1 - part * piece[..., :1, :] / self._window)
-            self._pieces += part * piece
+            part = np.array(self._part(self._text_where / self._text_tokens))[:, None, None]
+            pieces, piece = self._sums[:, :-2], self._sums[:, -1:]
+            pieces *= 0.5 ** (part * self._text_tokens / self._half_life) * (1 - part * piece[..., :1, :] / self._window)
+            pieces += part * piece
+            everywhere = pieces.sum(axis=1)
+            self._sums[:, -2] = _ELSEWHERE * everywhere / np.maximum(everywhere[:, :1], _ELSEWHERE)
+        self._sums[:, -1] = 0
         self._text[:] = 0
         self._text_tokens, self._text_where = 0.0, 0.0
+        self._found.clear()
 
-    def level_ms(self, where: float, now: Stretch) -> float:
-        """Return what a token takes at ``where``, the stretch of ``now`` included (ms); infinite if nothing is known."""
-        tokens, ms = (self._nearness(where) @ self._level).tolist()
-        all_tokens, all_ms = self._everywhere.tolist()
-        share = _ELSEWHERE * _STRETCH_TOKENS / max(all_tokens, 1e-9)
-        tokens += share * all_tokens + now.tokens
-        return (ms + share * all_ms + now.ms) / tokens if tokens else math.inf
+    def level_ms(self, where: float) -> float:
+        """Return what a token takes at ``where`` (ms); infinite if nothing is known."""
+        elsewhere = _ELSEWHERE * _STRETCH_TOKENS / max(sum(tokens for tokens, _ in self._level), 1e-9)
+        tokens = ms = 0.0
+        for near, (tokens_there, ms_there) in zip(self._nearness(where), self._level, strict=True):
+            tokens += (near + elsewhere) * tokens_there
+            ms += (near + elsewhere) * ms_there
+        return ms / tokens if tokens else math.inf
 
-    def against(self, leader: int, where: float, level_ms: float, more: tuple[Stretch, Stretch] | None = None) -> tuple[Floats, Floats]:
-        """Return how much longer a token of every expert takes at ``where`` than the leader's, and the standard error.
+    def against(self, leader: int, where: float) -> list[Estimate]:
+        """Return how much longer a token of every expert takes at ``where``, or very near, than the leader's ``[experts]``.
 
-        Args:
-            leader: With whom they are compared.
-            where: Conditions.
-            level_ms: What a token takes there.
-            more: A comparison that counts beside those that were added.
-
-        Returns:
-            Differences (ms per token) and standard errors ``[experts]``: zero for the leader, zero and infinity for who was never
-            compared with it.
+        That is zero and exact for the leader, zero with an infinite error for who was never compared with it.
         """
-        text = self._text
-        if more is not None:
-            text = text.copy()
-            _add(text, *more)
-        about = self._pieces[leader]
-        everywhere = about.sum(axis=0)
-        near = (self._nearness(where) @ about.reshape(len(about), -1)).reshape(everywhere.shape)
-        sums = near + _ELSEWHERE * everywhere / np.maximum(everywhere[0], _ELSEWHERE) + _piece(text[leader])
-        known = sums[0] > 1e-6
-        n, w, d, ww, wd, dd = np.where(known, sums, 1.0)
-        difference = np.where(known, d / w, 0.0)
-        around = np.maximum(dd - 2 * difference * wd + difference**2 * ww, 0.0) / ww * n
-        prior = (self._deviation * (level_ms + np.abs(difference))) ** 2
+        step = round(where * _STEPS)
+        found = self._found.get((leader, step))
+        if found is None:
+            found = self._found[leader, step] = self._estimates(leader, step / _STEPS)
+        return found
+
+    def with_another(self, stretch: Stretch, others: Stretch, where: float) -> Estimate:
+        """Return how much longer a token takes at ``where`` than another expert's, with a comparison of both that is not to be kept."""
+        pair = others.expert, slice(None), slice(None), stretch.expert
+        text = self._text.copy()
+        _add(text, stretch, others)
+        weights = np.array([*self._nearness(where), 1.0])
+        sums = weights.dot(self._sums[pair][:-1]) + _piece(text[pair[0]])[:, pair[3]]
+        return self._estimate(self.level_ms(where), *sums.tolist())
+
+    def _estimates(self, leader: int, where: float) -> list[Estimate]:
+        about, level_ms = self._sums[leader], self.level_ms(where)
+        weights = np.array([*self._nearness(where), 1.0, 1.0])
+        sums = weights.dot(about.reshape(len(about), -1)).reshape(about.shape[1:])
+        found = [self._estimate(level_ms, *pair) for pair in sums.T.tolist()]
+        found[leader] = Estimate(0.0, 0.0)
+        return found
+
+    def _estimate(self, level_ms: float, n: float, w: float, d: float, ww: float, wd: float, dd: float) -> Estimate:
+        """Return what the sums over a pair's pieces make."""
+        if n <= _NOTHING:
+            return Estimate(0.0, math.inf)
+        difference = d / w
+        around = max(dd - 2 * difference * wd + difference**2 * ww, 0.0) / ww * n
+        prior = (self._deviation * (level_ms + abs(difference))) ** 2
         variance = (around + _PRIOR * prior) / (n + _PRIOR)
-        error = np.where(known, np.sqrt(variance * ww) / w, np.inf)
-        error[leader] = 0.0
-        return difference, error
+        return Estimate(difference, math.sqrt(variance * ww) / w)
 
-    def _nearness(self, where: float) -> Floats:
-        nearness: Floats = np.exp(-0.5 * (self._places - where) ** 2)
-        nearness /= nearness.max()
-        return nearness
+    def _nearness(self, where: float) -> list[float]:
+        """Return what evidence of each place counts at ``where``: most at the nearest, where it is one."""
+        logarithms = [-_NARROW * (place - where) ** 2 for place in self._places]
+        nearest = max(logarithms)
+        return [math.exp(logarithm - nearest) for logarithm in logarithms]
 
-    def _part(self, where: float) -> Floats:
+    def _part(self, where: float) -> list[float]:
         """Return how something at ``where`` is shared out ``[places]``."""
-        place = min(max(where, self._places[0]), self._places[-1])
-        part: Floats = np.maximum(0.0, 1 - np.abs(self._places - place))
-        return part
+        inside = min(max(where, self._places[0]), self._places[-1])
+        return [max(0.0, 1 - abs(place - inside)) for place in self._places]
 
 
 def _add(sums: Floats, stretch: Stretch, others: Stretch) -> None:
