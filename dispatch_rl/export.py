@@ -114,7 +114,7 @@ def training_summary(run: "RunFolder", config: TrainConfig) -> dict[str, Any]:
     always = best.get("always")
     return {
         "env": config.env,
-        "algo": config.algo,
+        "algo": config.algorithm,
         "rounds": max((row["step"] for row in rows), default=0),
         "seconds": max((row["seconds"] for row in rows if "seconds" in row), default=0.0),
         "seed": config.seed,

@@ -1,11 +1,12 @@
-"""Policy iteration on replay: every arm is tried from every sampled state, and its consequences are followed to the end of the text.
+"""Policy iteration on replay: every arm is tried from every sampled state, and its consequences are followed, if need be to the end.
 
 A recording holds the outcome of *every* arm, so the value of an arm under the current policy need not be estimated from samples of what
 the policy happened to do. From a state ``s`` all arms ``a`` are taken, each followed by the policy until its text ends, which gives
 
     Q(s, a) = latency of the round + latency of all rounds behind it,
 
-exact for this text and this policy. The new policy minimises the mean over states of
+exact for this text and this policy. A text that goes on beyond a horizon is left there; the few tokens that an arm has then emitted more
+than another count as much as one took on average. The new policy minimises the mean over states of
 
     sum over a of p(a | s) A(s, a) - beta H(p(. | s)),    A(s, a) = (Q(s, a) - mean over a of Q(s, a)) / sigma,
 
@@ -152,16 +153,22 @@ class PolicyIteration:
     def _costs(self, states: Episodes, policy: NetworkPolicy) -> Floats:
         """Return ``Q(s, a)`` (ms) ``[states, actions]``."""
         branches = states.branched(np.repeat(np.arange(states.count), len(self.actions)))
+        costs, emitted, left = np.zeros(branches.count), np.zeros(branches.count), np.arange(branches.count)
         step = branches.step(np.tile(self.actions, states.count))
-        costs, left = step.latency_ms, np.flatnonzero(~step.finished)
-        branches.keep(~step.finished)
-        while branches.count:
-            step = branches.step(policy.batch(branches.observations()))
+        while True:
             costs[left] += step.latency_ms
-            if step.finished.any():
-                branches.keep(~step.finished)
-                left = left[~step.finished]
-        return costs.reshape(-1, len(self.actions))
+            emitted[left] += step.emitted
+            going = ~step.finished & (emitted[left] < self.config.horizon)
+            if not going.all():
+                branches.keep(going)
+                left = left[going]
+            if not branches.count:
+                break
+            step = branches.step(policy.batch(branches.observations()))
+        total, tokens = costs.reshape(-1, len(self.actions)), emitted.reshape(-1, len(self.actions))
+        per_token = total.sum(axis=1, keepdims=True) / tokens.sum(axis=1, keepdims=True)
+        found: Floats = total - per_token * (tokens - tokens.min(axis=1, keepdims=True))
+        return found
 
     def _fit(self, generator: torch.Generator) -> None:
         config = self.config

@@ -46,7 +46,7 @@ def build_learner(env: VecEnv, features: tuple[Feature, ...], config: TrainConfi
         "features_extractor_class": ScaledFeatures,
         "features_extractor_kwargs": {"scale": [feature.scale for feature in features]},
     }
-    if config.algo == "ppo":
+    if config.algorithm == "ppo":
         _, rollout, batch = config.ppo.sizes(config.live)
         ppo = config.ppo
         return PPO(
@@ -60,7 +60,7 @@ def build_learner(env: VecEnv, features: tuple[Feature, ...], config: TrainConfi
             policy_kwargs={**network, "net_arch": list(ppo.net_arch)},
             **common,  # type: ignore[arg-type]
         )
-    if config.algo == "qrdqn":
+    if config.algorithm == "qrdqn":
         network |= {"net_arch": list(config.qrdqn.net_arch), "n_quantiles": config.qrdqn.n_quantiles}
         return QRDQN(policy_kwargs=network, **_off_policy(config.qrdqn), **common)  # type: ignore[arg-type]
     return DQN(policy_kwargs={**network, "net_arch": list(config.dqn.net_arch)}, **_off_policy(config.dqn), **common)  # type: ignore[arg-type]

@@ -98,7 +98,7 @@ def _commands(run: RunFolder, config: TrainConfig) -> str:
         ]
     lines.append(f"python -m dispatch_rl.compare {run.path} runs/ANOTHER")
     if not config.live and not config.from_elsewhere:
-        learner = "" if config.algo == "ppo" else f" --algo ppo --ppo.net_arch '{config.net_arch}'"
+        learner = "" if config.algorithm == "ppo" else f" --algo ppo --ppo.net_arch '{config.net_arch}'"
         learner += "" if config.ppo.total_steps is None else " --ppo.total_steps null"
         fine_tune = f"python -m dispatch_rl.train --config {run.config} --env live --init {run.path} --name tuned{learner}"
         lines.append(f"{fine_tune}  # on real decoding")

@@ -41,7 +41,7 @@ def learn_on_replay(
         initial: The policy to begin with; None begins with one that has no preference.
         env: The environment over ``world``, if it is there already; policy iteration needs none.
     """
-    if config.algo == "policy_iteration":
+    if config.algorithm == "policy_iteration":
         settings = config.policy_iteration
 
         def begin(seed: int, among: Sequence[int] | None) -> PolicyIteration:

@@ -145,6 +145,7 @@ class Training:
         from dispatch_rl.contest import check_decodable
         from dispatch_rl.envs.replay_vector import ReplayVecEnv, ReplayVectorEnv
         from dispatch_rl.policies.threshold import ThresholdPolicy
+        from dispatch_rl.replay.caps import doubts
         from dispatch_rl.validation import ReplayValidation
 
         assert self.source is not None
@@ -160,6 +161,8 @@ class Training:
         env = ReplayVectorEnv(self.config.num_envs, self.config, world=world)
         traces = world.traces
         print(f"{traces.num_texts} texts, {traces.num_positions} tokens, from {traces.source}; {world.profile.device}")
+        for line in doubts(traces, world.arms):
+            print(line)
         print(f"best fixed arm on them: {env.reward.reference_ms_per_token:.3f} ms per token")
         return ReplayVecEnv(env), world.features, env.tally, ReplayValidation(validation)
 
@@ -192,7 +195,7 @@ class Training:
         path = other.best_policy
         policy = NetworkPolicy.load(path)
         if policy.widths != tuple(self.config.net_arch):
-            raise UserError(f"{self.config.algo}.net_arch: {self.config.net_arch} is not that of {path}, {list(policy.widths)}")
+            raise UserError(f"{self.config.algorithm}.net_arch: {self.config.net_arch} is not that of {path}, {list(policy.widths)}")
         return policy
 
     def _learn(

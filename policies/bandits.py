@@ -52,12 +52,17 @@ class _Bandit(Policy):
         return emitted / latency_ms if latency_ms > 0 else 0.0
 
     def _pays(self) -> tuple[Floats, Floats, float]:
-        """Return the sums of pays and of squared pays of each arm ``[actions]``, and the variance of all pays (1 if there is none)."""
+        """Return the sums of pays and of squared pays of each arm ``[actions]``, and their variance (1 if there is none).
+
+        Pays have mean zero by the definition of ``lambda``, so that is the mean of their squares. Every arm that was tried counts alike: an
+        arm that is all that is chosen pays zero in every round, which would make any variance over rounds vanish, and the others with it,
+        however unlucky they were.
+        """
         rate = self.tokens_per_ms
         n, e, t, ee, et, tt = self._sums
         sums, squares = e - rate * t, np.maximum(ee - 2 * rate * et + rate**2 * tt, 0.0)
-        # The mean over all rounds is zero by the definition of lambda.
-        variance = float(squares.sum() / max(n.sum(), 1.0))
+        tried = n > 0
+        variance = float((squares[tried] / n[tried]).mean()) if tried.any() else 0.0
         return sums, squares, variance if variance > 0 else 1.0
 
 

@@ -113,14 +113,14 @@ def taught(bandit: Bandit) -> Bandit:
 
 
 def test_ucb1_by_hand() -> None:
-    """6 tokens in 4 ms, so rounds pay -0.5 and 1.5, and -1; their variance is 3.5 / 3 = 7/6.
+    """6 tokens in 4 ms, so rounds pay -0.5 and 1.5, and -1; their variance is (2.5 / 2 + 1) / 2 = 9/8.
 
-    V is (2 + 7/6) / 3 for the first arm and (0 + 7/6) / 2 for the second.
+    V is (2 + 9/8) / 3 for the first arm and (0 + 9/8) / 2 for the second.
     """
     bandit = taught(UCB1Policy(2, prior_rounds=1))
     assert isinstance(bandit, UCB1Policy)
     assert bandit.tokens_per_ms == 1.5
-    expected = [0.5 + sqrt(2 * (19 / 18) * log(3) / 2), -1 + sqrt(2 * (7 / 12) * log(3) / 1)]
+    expected = [0.5 + sqrt(2 * (25 / 24) * log(3) / 2), -1 + sqrt(2 * (9 / 16) * log(3) / 1)]
     np.testing.assert_allclose(bandit.bounds(), expected, rtol=1e-12)
 
 
@@ -132,7 +132,7 @@ def test_thompson_by_hand() -> None:
     np.testing.assert_allclose(mean, [1 / 3, -1 / 2, 0], rtol=1e-12)
     np.testing.assert_allclose(k, [3, 2, 1])
     np.testing.assert_allclose(a, [2, 1.5, 1])
-    np.testing.assert_allclose(b, [7 / 6 + 1 + 1 / 12, 7 / 6 + 1 / 4, 7 / 6], rtol=1e-12)
+    np.testing.assert_allclose(b, [9 / 8 + 1 + 1 / 12, 9 / 8 + 1 / 4, 9 / 8], rtol=1e-12)
 
 
 def test_linucb_solves_its_equations() -> None:
@@ -147,14 +147,24 @@ def test_linucb_solves_its_equations() -> None:
         seen.append((int(rng.integers(2)), x, int(rng.integers(1, 6)), float(rng.uniform(1, 9))))
         bandit.update(seen[-1][0], *seen[-1][2:])
     lam = sum(latency_ms for *_, latency_ms in seen) / sum(emitted for _, _, emitted, _ in seen)
-    s = np.std([emitted - latency_ms / lam for _, _, emitted, latency_ms in seen])
+    pays = [np.array([emitted - latency_ms / lam for action, _, emitted, latency_ms in seen if action == arm]) for arm in (0, 1)]
+    s = np.sqrt(np.mean([np.mean(of_arm**2) for of_arm in pays]))
     for arm in (0, 1):
         xs = np.array([x for action, x, *_ in seen if action == arm])
-        pays = np.array([emitted - latency_ms / lam for action, _, emitted, latency_ms in seen if action == arm])
         inverse = np.linalg.inv(2 * np.eye(4) + xs.T @ xs)
         x = np.array([0.3, 1.1, 0.9, 1.0])
-        expected = x @ inverse @ xs.T @ pays + 0.7 * s * np.sqrt(x @ inverse @ x)
+        expected = x @ inverse @ xs.T @ pays[arm] + 0.7 * s * np.sqrt(x @ inverse @ x)
         np.testing.assert_allclose(bandit.bounds(x)[arm], expected, rtol=1e-9)
+
+
+@every_bandit
+def test_nobody_starves_beside_a_steady_arm(make: Make) -> None:
+    """The second arm is twice as fast but has three bad rounds first; the first takes the same in every round, so what it pays is zero."""
+    bandit, rng = make(2), Random(0)
+    for i in range(6_000):
+        action = 1 if i < 3 else bandit(NOTHING)
+        bandit.update(action, *((1, 10.0) if action == 0 else (1, 12.0) if bandit.rounds[1] < 3 else (rng.choice([1, 3]), 10.0)))
+    assert bandit.rounds[1] > 0.8 * bandit.rounds.sum()
 
 
 @every_bandit

@@ -69,6 +69,22 @@ def test_every_config_file_is_valid(path: Path) -> None:
         train.check(cli.read_config(TrainConfig, path))
 
 
+@pytest.mark.parametrize(
+    ("options", "learner"),
+    [
+        ([], "policy_iteration"),
+        (["--env=live"], "ppo"),
+        (["--ppo.learning_rate=0.01"], "ppo"),
+        (["--reward.acceptance_weight=0.5"], "ppo"),
+        (["--ppo.learning_rate=0.01", "--algo=dqn"], "dqn"),
+    ],
+)
+def test_who_learns_if_nobody_is_named(options: list[str], learner: str) -> None:
+    """Policy iteration, unless it cannot or something is said about PPO."""
+    parser = cli.make_parser(TrainConfig, "train", "")
+    assert cli.build(TrainConfig, parser, cli.parse(parser, options)).algorithm == learner
+
+
 def test_options_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
     """``--a.b=c`` before ``--config`` still wins; dashes, ``None`` and lists are understood as an agent writes them."""
     (tmp_path / "c.yaml").write_text("ppo: {learning_rate: 0.5, rollout_steps: 512}\nsampling: {top_k: 9}\n")

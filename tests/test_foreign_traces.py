@@ -16,6 +16,7 @@ from dispatch_rl.config import PolicyIterationConfig, ReplayConfig, TrainConfig
 from dispatch_rl.decoding.arms import NONE, Arm
 from dispatch_rl.errors import UserError
 from dispatch_rl.iteration import PolicyIteration
+from dispatch_rl.replay.caps import doubts
 from dispatch_rl.replay.hindsight import Hindsight
 from dispatch_rl.replay.profile import TARGET, ForwardLatency, Profile
 from dispatch_rl.replay.sources import open_replay
@@ -142,6 +143,19 @@ def test_where_a_text_stands_does_not_tell_its_end(tmp_path: Path) -> None:
         place = [feature.name for feature in world.features].index("position")
         first, second = (world.static[world.traces.offsets[text] + text + 3, place] for text in (0, 1))
         assert (first == second) == alike
+
+
+def test_counts_that_were_cut_are_doubted(tmp_path: Path) -> None:
+    """Four at most, at one position after the other, is a limit of the recorder; where runs end by themselves it is not."""
+    runs = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    rows: list[Row] = [{"accepted_cut": [min(n, 4) for n in runs], "accepted_bad": [min(n, 4) if n < 5 else 0 for n in runs]}] * 10
+    write_traces(tmp_path / "t.jsonl", rows)
+    traces = load_traces(tmp_path / "t.jsonl")
+    arms = [Arm("cut", 4), Arm("cut", 6), Arm("cut", 8), Arm("bad", 8), Arm(NONE)]
+    (line,) = doubts(traces, arms)
+    assert "at most 4 tokens of 'cut'" in line
+    assert "cut-6, cut-8 would be faster" in line
+    assert not list(doubts(traces, [Arm("cut", 4), Arm("bad", 8)]))
 
 
 def test_who_reads_along_is_judged_by_a_first_token(tmp_path: Path) -> None:

@@ -96,6 +96,26 @@ def test_it_depends_on_the_seed_alone(tmp_path: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
+def long_world(path: Path) -> ReplayWorld:
+    """Return texts of 200 tokens in which the student 'a' is right three times in four."""
+    rng = Random(2)
+    rows: list[Row] = [{"match_a": [rng.random() < 0.75 for _ in range(200)]} for _ in range(8)]
+    return made_up_world(path, rows, [Arm("a", 4), Arm("a", 1), Arm(NONE)], made_up_profile(10, a=1))
+
+
+def test_beyond_a_horizon_tokens_count_as_much_as_on_average(tmp_path: Path) -> None:
+    """Left behind 60 tokens, or some more, arms are worth nearly what they are at the end; a horizon beyond that changes nothing."""
+    world, advantages = long_world(tmp_path / "x"), {}
+    for horizon in (60, 200, 10**6):
+        learner = PolicyIteration(world, replace(SMALL, states=400, horizon=horizon), seed=0)
+        # Whoever has no preference always chooses the first arm, however far it looks.
+        advantages[horizon] = learner._lesson(np.random.default_rng(0)).advantages
+    np.testing.assert_array_equal(advantages[200], advantages[10**6])
+    difference = advantages[60] - advantages[200]
+    assert 0 < np.abs(difference).mean() < 0.15 * advantages[200].std()
+    assert np.abs(difference.mean(axis=0)).max() < 0.05 * advantages[200].std()
+
+
 def test_exploring_leaves_no_trace_in_what_is_branched(tmp_path: Path) -> None:
     """Following the consequences of an arm does not move the state that it was tried from."""
     learner = PolicyIteration(random_world(tmp_path / "x"), SMALL, seed=0)

@@ -24,7 +24,7 @@ from dispatch_rl.kernels.operations import REFERENCES
 from dispatch_rl.replay import measuring
 from dispatch_rl.replay.fingerprint import family_fingerprint
 from dispatch_rl.replay.measuring import _noise_ms_per_token, measure
-from dispatch_rl.replay.profile import TARGET, ForwardLatency, Profile
+from dispatch_rl.replay.profile import TARGET, ForwardLatency, Profile, interpolated
 from dispatch_rl.replay.samples import part_wholes
 from tests.families import family_config
 from tests.statics import CAPTURABLE, again, on_device
@@ -84,6 +84,17 @@ def test_falling_slopes_end_at_zero(tmp_path: Path) -> None:
     rows = [{"match_a": [True] * 9}]
     world = made_up_world(tmp_path / "mine", rows, [Arm("a", 8)], Profile("made up", "float32", {TARGET: steep, "a": constant(1.0)}))
     assert latencies_ms(world, 0, [0]) == pytest.approx([8.0])
+
+
+def test_below_the_grid_nothing_is_free(tmp_path: Path) -> None:
+    """A grid that rises from eight tokens on tells the least that fewer may take, not that they take nothing."""
+    latency = ForwardLatency((8, 16), (1,), ((20.0,), (60.0,)))
+    below, weight = latency.between(np.array([1, 8, 12, 24]))
+    found = [float(interpolated(latency.at_contexts(1), *at)[1]) for at in zip(below, weight, strict=True)]
+    assert found == [20, 20, 40, 100]
+    profile = Profile("made up", "float32", {TARGET: latency, "a": constant(1.0)})
+    world = made_up_world(tmp_path / "x", [{"match_a": [True] * 8}], [Arm("a", 2), Arm(NONE)], profile)
+    assert latencies_ms(world, 0, [1])[0] == 20
 
 
 def test_noise_and_overhead_are_paid_by_token_and_by_round(tmp_path: Path) -> None:

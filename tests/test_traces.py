@@ -135,8 +135,29 @@ def test_parts_of_a_file_share_no_text(tmp_path: Path) -> None:
     assert {part: len(texts) for part, texts in seen.items()} == {"train": 21, "validation": 2, "test": 2}
     assert set.union(*seen.values()) == set(range(25))
     assert load_traces(path).num_texts == 25
+    alike = write_traces(tmp_path / "alike.parquet", [{"accepted_a": [0], "prompt": [1], "prompt_id": None}] * 25)
+    assert load_traces(alike, "test").num_texts == 2
     few = write_traces(tmp_path / "few", [ROW] * 9)
     assert told(few, "test") == f"{few}: the recording holds no test texts"
+
+
+def test_parts_know_all_of_what_alternates(tmp_path: Path) -> None:
+    """Sources that take turns, by two, by five or by ten, are in every part."""
+    for period in (2, 5, 10):
+        write_traces(path := tmp_path / f"{period}.parquet", [{"kind": str(i % period), "match_a": [True, False]} for i in range(400)])
+        for part in ("train", "validation", "test"):
+            traces = load_traces(path, part)
+            assert {traces.kind(text) for text in range(traces.num_texts)} == {str(kind) for kind in range(period)}
+
+
+@pytest.mark.parametrize("column", ["prompt_id", "prompt"])
+def test_texts_of_one_prompt_stay_together(tmp_path: Path, column: str) -> None:
+    """Five samples of each of forty prompts: four, four and thirty-two prompts, and no prompt in two parts."""
+    names = [[i % 40, 7] if column == "prompt" else f"p{i % 40}" for i in range(200)]
+    write_traces(tmp_path / "t.parquet", [{column: name, "match_a": [True, False]} for name in names])
+    parts = [load_traces(tmp_path / "t.parquet", part).table.column(column).to_pylist() for part in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [160, 20, 20]
+    assert [len({str(name) for name in part}) for part in parts] == [32, 4, 4]
 
 
 def test_parts_of_a_folder_are_its_folders(tmp_path: Path) -> None:

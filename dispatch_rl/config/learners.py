@@ -135,6 +135,9 @@ class PolicyIterationConfig:
     """Iterations of each of them before that is decided, at most half of all."""
     states: int = 4_096
     """States, about, from which every arm is tried in each of them."""
+    horizon: int = 512
+    """Tokens behind a state that are followed with every arm. Of longer texts, what comes later is taken to cost the same whatever is done
+    at that state."""
     keep: int = 5
     """Iterations whose states are learned from, the last ones."""
     stay: float = 0.1
@@ -153,7 +156,7 @@ class PolicyIterationConfig:
     """Widths of the hidden layers. On the pocket family a second one chooses no better, and takes half as long again."""
 
     def __post_init__(self) -> None:
-        counts = ("iterations", "starts", "heat", "states", "keep", "n_epochs", "batch_size")
+        counts = ("iterations", "starts", "heat", "states", "horizon", "keep", "n_epochs", "batch_size")
         _check_positive("policy_iteration", self, (*counts, "learning_rate", "leave"))
         for key in ("stay", "leave"):
             if not 0 <= getattr(self, key) <= 1:

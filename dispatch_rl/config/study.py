@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, get_args
 
-from dispatch_rl.config.training import TrainConfig
+from dispatch_rl.config.training import Algorithm, TrainConfig
 from dispatch_rl.errors import UserError
 
 Section = Literal["policies", "students", "features", "arms", "transfer", "adaptation", "regret", "bound"]
@@ -43,7 +43,7 @@ class StudySection:
                 raise UserError(f"study.{key}: {values} names one twice")
         if not self.temperatures or not all(0 <= temperature < float("inf") for temperature in self.temperatures):
             raise UserError(f"study.temperatures: {self.temperatures} must be finite numbers of at least 0, one or more")
-        known = get_args(get_type_hints(TrainConfig)["algo"])
+        known = get_args(Algorithm)
         for key, names in (("learners", self.learners), ("learner", [self.learner])):
             if unknown := [name for name in names if name not in known]:
                 raise UserError(f"study.{key}: there is no '{unknown[0]}'; there are {', '.join(known)}")

@@ -11,6 +11,8 @@ from dispatch_rl.config.replay import ProfilingConfig, RecordingConfig, ReplayCo
 from dispatch_rl.config.tracking import TrackingConfig
 from dispatch_rl.errors import UserError, check_seed
 
+Algorithm = Literal["ppo", "dqn", "qrdqn", "policy_iteration"]
+
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -54,8 +56,9 @@ class TrainConfig(DecodingConfig):
     """Replace a run of the same name."""
     env: Literal["replay", "live"] = "replay"
     """replay learns from recorded traces, in a minute; live learns from real decoding, in real time."""
-    algo: Literal["ppo", "dqn", "qrdqn", "policy_iteration"] = "ppo"
-    """Who learns. DQN, QR-DQN and policy iteration, which follows every arm's consequences to the end of the text, are for replay."""
+    algo: Algorithm | None = None
+    """Who learns. DQN, QR-DQN and policy iteration, which follows the consequences of every arm, are for replay. null means policy
+    iteration, or PPO where the training is live or a key of ppo or reward.acceptance_weight is given."""
     init: Path | None = None
     """Folder of a finished run whose policy is the starting point, as to fine-tune a replayed policy live (PPO)."""
     seed: int = 0
@@ -101,13 +104,13 @@ class TrainConfig(DecodingConfig):
         check_seed("seed", self.seed)
         if self.live and not self.evaluation.prompts:
             raise UserError("evaluation.prompts: 0 leaves a live training nothing to be compared on; give at least 2")
-        if self.algo == "policy_iteration" and self.reward.acceptance_weight:
+        if self.algorithm == "policy_iteration" and self.reward.acceptance_weight:
             raise UserError("reward.acceptance_weight: policy_iteration minimises latency itself; leave it at 0 or choose another --algo")
-        if self.live and self.algo != "ppo":
+        if self.live and self.algorithm != "ppo":
             raise UserError(f"algo: live training is for ppo; {self.algo} needs --env replay")
         if self.init is not None and self.algo in ("dqn", "qrdqn"):
             raise UserError(f"init: {self.algo} cannot start from the policy of another run; ppo and policy_iteration can")
-        if self.algo == "ppo":
+        if self.algorithm == "ppo":
             _, rollout, _ = self.ppo.sizes(self.live)
             if not self.live and rollout % self.num_envs:
                 raise UserError(f"ppo.rollout_steps: {rollout} is not a multiple of num_envs, {self.num_envs}")
@@ -120,6 +123,13 @@ class TrainConfig(DecodingConfig):
         return self.env == "live"
 
     @property
+    def algorithm(self) -> Algorithm:
+        """Who learns: algo, or what null means."""
+        if self.algo is not None:
+            return self.algo
+        return "ppo" if self.live or self.reward.acceptance_weight or self.ppo != PPOConfig() else "policy_iteration"
+
+    @property
     def from_elsewhere(self) -> bool:
         """Whether the training replays a recording that is named, whose models and settings need not be these."""
         return self.replay.traces is not None and not self.live
@@ -127,16 +137,16 @@ class TrainConfig(DecodingConfig):
     @property
     def total_steps(self) -> int:
         """Rounds to learn from."""
-        if self.algo == "policy_iteration":
+        if self.algorithm == "policy_iteration":
             return self.policy_iteration.all_iterations * self.policy_iteration.states
-        if self.algo == "ppo":
+        if self.algorithm == "ppo":
             return self.ppo.sizes(self.live)[0]
-        return (self.dqn if self.algo == "dqn" else self.qrdqn).total_steps
+        return (self.dqn if self.algorithm == "dqn" else self.qrdqn).total_steps
 
     @property
     def net_arch(self) -> list[int]:
         """Widths of the hidden layers of the policy."""
-        learner: PPOConfig | DQNConfig | PolicyIterationConfig = getattr(self, self.algo)
+        learner: PPOConfig | DQNConfig | PolicyIterationConfig = getattr(self, self.algorithm)
         return learner.net_arch
 
     @property

@@ -7,7 +7,7 @@ A profile is a JSON file, so that a table of costs from elsewhere can be written
                 "small":  {"queries": [1],    "contexts": [1], "median_ms": [[2.0]]}}}
 
 ``median_ms[i][j]`` is the latency of reading ``queries[i]`` tokens at once up to a text of ``contexts[j]`` tokens, those included. Between
-the grid's points it is linear; beyond them the last slope goes on in the query length, and the last value in the context. A student's
+the grid's points it is linear. Beyond its last query length the last slope goes on; elsewhere beyond it the last value holds. A student's
 drafts of more than one token cost ``next_ms[j]`` for each token after the first, if it is given, else as a query of one. ``lookup`` may be
 given like a student; ``after`` may give the target's latencies behind the drafts of single students.
 """
@@ -74,12 +74,12 @@ class ForwardLatency:
         return interpolated(self.at_contexts(longest), below[0], weight[0])
 
     def between(self, queries: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
-        """Return for each query length the grid point below it and how far it is on the way to the next; may be outside 0 to 1."""
+        """Return for each query length the grid point below it and how far it is on the way to the next, beyond the last more than 1."""
         if len(self.queries) == 1:
             return np.zeros(len(queries), dtype=np.int64), np.zeros(len(queries))
         grid = np.array(self.queries)
         below = np.clip(np.searchsorted(grid, queries, side="right") - 1, 0, len(grid) - 2)
-        return below, (queries - grid[below]) / (grid[below + 1] - grid[below])
+        return below, np.maximum((queries - grid[below]) / (grid[below + 1] - grid[below]), 0.0)
 
 
 def interpolated(grid: Floats, below: int, weight: float) -> Floats:

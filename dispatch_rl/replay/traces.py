@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _PARTS = ("train", "validation", "test")
+_FEWEST_PROMPTS = 10
+"""Fewer could not be parted."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def load_traces(path: Path, part: str | None = None) -> Traces:
     Args:
         path: A folder or file as :mod:`dispatch_rl.replay.schema` describes them.
         part: ``train``, ``validation`` or ``test``: the sub-folder of that name if there is one, else eight, one and one in ten of the
-            texts. None reads everything.
+            prompts, drawn by lot, always alike. Rows of one ``prompt_id``, or one ``prompt``, stay together, if there are ten of them.
+            None reads everything.
 
     Raises:
         UserError: It is missing, unfinished, truncated, empty, or its columns do not fit together.
@@ -126,14 +129,21 @@ def load_traces(path: Path, part: str | None = None) -> Traces:
         metadata = TraceMetadata(_students_by_column(path, table.column_names))
     metadata = replace(metadata, max_draft_length=metadata.max_draft_length or _longest_draft(path, table, metadata.students))
     if part is not None:
-        table = table.take(_rows_of(part, table.num_rows))
+        table = table.take(_rows_of(part, table))
     if table.num_rows == 0:
         raise UserError(f"{path}: the recording holds no {part + ' ' if part else ''}texts")
     return _flatten(path, table, metadata)
 
 
-def _rows_of(part: str, rows: int) -> Ints:
-    tenth = np.arange(rows) % 10
+def _rows_of(part: str, table: "pa.Table") -> Ints:
+    """Return the rows of one part; by lot, since rows often alternate between several sources."""
+    prompts = np.arange(table.num_rows)
+    for column in ("prompt", "prompt_id"):
+        if column in table.column_names:
+            number: dict[str, int] = {}
+            found = [number.setdefault(repr(name), len(number)) for name in table.column(column).to_pylist()]
+            prompts = prompts if len(number) < _FEWEST_PROMPTS else np.array(found)
+    tenth = np.random.default_rng(0).permutation(prompts.max(initial=-1) + 1)[prompts] % 10
     return np.flatnonzero({"train": tenth < 8, "validation": tenth == 8, "test": tenth == 9}[part])
 
 

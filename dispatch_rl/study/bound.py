@@ -56,7 +56,7 @@ def _rows(family: Family, data: Data, learner: Sequence[Trial], informed: Sequen
         "bound_ms_per_token": float(bound_ms.sum() / tokens.sum()),
         "oracle_ms_per_token": float(cheapest(plain).latency_ms.sum() / tokens.sum()),
     }
-    named: list[tuple[str, int, Floats]] = [(learner[0].config.algo, learner[0].data.num_training_texts(), mine)]
+    named: list[tuple[str, int, Floats]] = [(learner[0].config.algorithm, learner[0].data.num_training_texts(), mine)]
     named += [("informed", texts, times) for _, texts, times in found]
     return [
         {

@@ -30,7 +30,7 @@ def train_all(trials: Sequence[Trial], workers: int, threads: int) -> None:
     with progress_bar("training policies", len(missing)) as update:
         if workers == 1:
             for done, trial in enumerate(missing):
-                trial.train(lambda step, note, d=done, t=trial: update(d, f"{t.about} {t.config.algo}"))  # type: ignore[misc]
+                trial.train(lambda step, note, d=done, t=trial: update(d, f"{t.about} {t.config.algorithm}"))  # type: ignore[misc]
                 update(done + 1)
             return
         _side_by_side(missing, min(workers, len(missing)), threads, update)

@@ -35,9 +35,9 @@ class Trial:
     def name(self) -> str:
         """A name that no other trial has, but for those that would give the same policy."""
         config = self.config
-        own = asdict(getattr(config, config.algo))
-        settings = [config.algo, config.seed, own, asdict(config.reward), config.num_envs, config.validation_interval]
-        return f"{self.about}-{config.algo}-seed{config.seed}-{digest([__version__, settings, self.data.settings()])[:8]}"
+        own = asdict(getattr(config, config.algorithm))
+        settings = [config.algorithm, config.seed, own, asdict(config.reward), config.num_envs, config.validation_interval]
+        return f"{self.about}-{config.algorithm}-seed{config.seed}-{digest([__version__, settings, self.data.settings()])[:8]}"
 
     @property
     def path(self) -> Path:

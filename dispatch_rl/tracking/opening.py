@@ -17,7 +17,7 @@ def open_tracking(run: RunFolder, config: TrainConfig) -> Tracking:
     """Return what follows a run: JSON lines always, TensorBoard and W&B as configured. A resumed run goes on as the same W&B run."""
     others: list[Tracker] = []
     if config.tracking.tensorboard:
-        others.append(TensorBoardTracker(run.path / "tensorboard" / config.algo))
+        others.append(TensorBoardTracker(run.path / "tensorboard" / config.algorithm))
     mode = weights_and_biases.wanted_mode(config.tracking) if config.track == "wandb" else "off"
     if mode != "off":
         try:
