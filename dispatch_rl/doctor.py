@@ -46,16 +46,19 @@ def family_check(config: DecodingConfig) -> list[tuple[str, str]]:
     """Load a family and decode a little with every student.
 
     Raises:
-        UserError: It cannot be loaded, has no chat format though one is asked for, or a student changed the text in float32.
+        UserError: It cannot be loaded, computes no numbers, has no chat format though one is asked for, or a student changed the text in
+            float32.
     """
     from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
     from dispatch_rl.decoding.families import load_family
+    from dispatch_rl.decoding.fitness import check_numbers
     from dispatch_rl.decoding.graphs import capture_graphs, describe_graphs
     from dispatch_rl.decoding.parting import may_part
     from dispatch_rl.decoding.sampling import Sampling
     from dispatch_rl.decoding.session import DecodingSession
 
     family = load_family(config.family)
+    check_numbers(family.by_key())
     chat = [("chat", repr(family.decode(family.encode_message("...", config.prompts.system))))] if config.prompts.chat else []
     texts = {}
     prompt, sampling = family.encode("def add(a, b):\n    return"), Sampling(temperature=0.6)

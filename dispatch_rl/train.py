@@ -170,6 +170,7 @@ class Training:
         from stable_baselines3.common.monitor import Monitor
         from stable_baselines3.common.vec_env import DummyVecEnv
 
+        from dispatch_rl.decoding.fitness import check_numbers
         from dispatch_rl.envs.live import LiveDecodingEnv
         from dispatch_rl.envs.tally import Tally
         from dispatch_rl.prompts import prompts
@@ -177,6 +178,7 @@ class Training:
 
         config, family = self.config, self.family
         assert family is not None
+        check_numbers(family.by_key())
         env = LiveDecodingEnv(config, family=family)
         validation = list(islice(prompts(config.prompts, family, "validation", config.seed), config.validation_prompts))
         print(f"target alone {env.reward.reference_ms_per_token:.2f} ms per token")

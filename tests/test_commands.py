@@ -133,7 +133,7 @@ def test_printed_configuration_is_a_configuration(tmp_path: Path, capsys: pytest
         ("threshold: {limits: [0.4]}", "threshold.limits: 1 limits"),
         ("threshold: {students: [small, small, huge]}", "none drafts with 'huge'"),
         ("num_envs: 4\nppo: {rollout_steps: 64, batch_size: 128}", "ppo.batch_size: 128 is more than ppo.rollout_steps, 64"),
-        ("num_envs: 100", "ppo.rollout_steps: 16384 is not a multiple of num_envs, 100"),
+        ("algo: ppo\nnum_envs: 100", "ppo.rollout_steps: 16384 is not a multiple of num_envs, 100"),
         ("env: live\nalgo: dqn", "algo: live training is for ppo"),
         ("algo: qrdqn\ninit: runs/x", "init: qrdqn cannot start from the policy of another run"),
         ("dqn: {buffer_size: 0}", "dqn.buffer_size: 0"),

@@ -111,9 +111,9 @@ def test_beyond_a_horizon_tokens_count_as_much_as_on_average(tmp_path: Path) -> 
         # Whoever has no preference always chooses the first arm, however far it looks.
         advantages[horizon] = learner._lesson(np.random.default_rng(0)).advantages
     np.testing.assert_array_equal(advantages[200], advantages[10**6])
-    difference = advantages[60] - advantages[200]
-    assert 0 < np.abs(difference).mean() < 0.15 * advantages[200].std()
-    assert np.abs(difference.mean(axis=0)).max() < 0.05 * advantages[200].std()
+    # Where a round ends, and the text, is chance; on average over states it is the same.
+    assert 0.8 < np.corrcoef(advantages[60].ravel(), advantages[200].ravel())[0, 1] < 1
+    assert np.abs((advantages[60] - advantages[200]).mean(axis=0)).max() < 0.05 * advantages[200].std()
 
 
 def test_exploring_leaves_no_trace_in_what_is_branched(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch_rl.config import FamilyConfig
 from dispatch_rl.decoding.capturing import Capturer, CudaGraphs
+from dispatch_rl.decoding.fitness import check_architecture
 from dispatch_rl.decoding.loading import Loader, no_progress_bars
 from dispatch_rl.decoding.memory import check_memory
 from dispatch_rl.decoding.models import CachedModel
-from dispatch_rl.decoding.vocabulary import check_tokenizers
+from dispatch_rl.decoding.vocabulary import check_sizes, check_tokenizers
 from dispatch_rl.errors import UserError, first_line
 from dispatch_rl.kernels.operations import operations
 
@@ -53,6 +54,10 @@ class Family:
         """Yield the target, then the students."""
         yield self.target
         yield from self.students.values()
+
+    def by_key(self) -> dict[str, CachedModel]:
+        """Return the models by their configuration keys."""
+        return {"family.target": self.target, **{f"family.students.{name}": model for name, model in self.students.items()}}
 
     def synchronise(self) -> None:
         """Wait until the device has done what it was given."""
@@ -138,6 +143,10 @@ def _load(config: FamilyConfig, device: torch.device, loaded: PreTrainedModel | 
     unloaded = keys if loaded is None else keys[1:]
     options = {key: loader.options(key) for key in unloaded}
     model_configs = {key: loader.model_config(key) for key in unloaded}
+    known = ({} if loaded is None else {keys[0]: loaded.config}) | model_configs
+    for key, model_config in known.items():
+        check_architecture(key, model_config)
+    check_sizes({key: model_config.get_text_config().vocab_size for key, model_config in known.items()}, tokenizers[keys[0]])
     if config.check_memory:
         check_memory(config, model_configs, device)
     models = ({} if loaded is None else {keys[0]: loaded}) | {key: loader.model(key, options[key]) for key in unloaded}
@@ -163,7 +172,7 @@ def assemble(
     if device.type == "cuda":
         # CuDNN, which torch would choose, plans anew for every shape, and a text that grows has another at every pass.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    vocab = min(model.config.vocab_size for model in models.values())
+    vocab = min(model.config.get_text_config().vocab_size for model in models.values())
     first, *others = models
     target, *students = (CachedModel(model, vocab, device) for model in models.values())
     limit = min(target.context_limit, config.max_context or target.context_limit)

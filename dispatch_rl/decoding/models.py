@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from dispatch_rl.decoding.cache import AnyCache, RollbackCache
 from dispatch_rl.decoding.fused import FusedForward, is_supported
+from dispatch_rl.decoding.masks import for_transformers
 from dispatch_rl.decoding.programs import Programs
 from dispatch_rl.decoding.static import Choice
 from dispatch_rl.kernels.verify import Rule
@@ -28,7 +29,8 @@ class CachedModel:
         self.vocab = vocab
         self.device: torch.device = model.device
         self._home = model.device if home is None else home
-        self.context_limit: int = model.config.max_position_embeddings
+        self._config = model.config.get_text_config()
+        self.context_limit: int = self._config.max_position_embeddings
         self.fused = FusedForward(model) if is_supported(model) else None
         """Our own forward pass; None if the model runs through transformers."""
         self.cache = self.new_cache()
@@ -53,7 +55,7 @@ class CachedModel:
 
     def new_cache(self) -> AnyCache:
         """Return an empty cache for this model."""
-        return RollbackCache(self.model.config.num_hidden_layers) if self.fused is None else self.fused.new_cache()
+        return RollbackCache(self._config.num_hidden_layers) if self.fused is None else self.fused.new_cache()
 
     def start(self, capacity: int) -> None:
         """Begin a new sequence of at most ``capacity`` tokens."""
@@ -102,17 +104,18 @@ class CachedModel:
         """Do what :meth:`forward` does, operation by operation."""
         past, new = self.cache.length, len(tokens)
         tokens = tokens.to(self.device)
-        mask = self._mask(past, new, beside)
         if self.fused is not None and not beside:
-            return self.fused(tokens, self.cache, mask, rows)[:, : self.vocab].to(self._home)
-        positions = torch.arange(past, past + new, device=self.device)
-        positions[new - len(beside) :] = past + torch.tensor(beside, dtype=torch.long, device=self.device)
+            return self.fused(tokens, self.cache, self._mask(past, new, beside), rows)[:, : self.vocab].to(self._home)
+        places = torch.arange(past + new, device=self.device)
+        places[past + new - len(beside) :] = past + torch.tensor(beside, dtype=torch.long, device=self.device)
         if self.fused is not None:
-            return self.fused(tokens, self.cache, mask, rows, positions)[:, : self.vocab].to(self._home)
+            return self.fused(tokens, self.cache, self._mask(past, new, beside), rows, places[past:])[:, : self.vocab].to(self._home)
+        # Only transformers knows how its attention is told who sees whom, and which layers see a window only.
+        visible = self._mask(past, new, beside) if beside else None
         output = self.model(
             input_ids=tokens[None],
-            position_ids=positions[None],
-            attention_mask=mask,
+            position_ids=places[None, past:],
+            attention_mask=None if visible is None else for_transformers(visible, places, self._config, self.model.dtype),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=rows or 0,

@@ -62,6 +62,25 @@ def check_tokenizers(paths: Mapping[str, str], tokenizers: Mapping[str, PreTrain
     return [f"{key}: its special tokens are not the target's" for key in students if tokenizers[key].get_added_vocab() != added]
 
 
+def check_sizes(sizes: Mapping[str, int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse students that end before the target's tokens do: those that all models have are all that a text is written with.
+
+    Args:
+        sizes: Tokens that the models know, by configuration key, the target first.
+        tokenizer: The target's.
+
+    Raises:
+        UserError: Naming the student's key.
+    """
+    target, *students = sizes
+    used = min(1 + max(tokenizer.get_vocab().values()), sizes[target])
+    if short := [key for key in students if sizes[key] < used]:
+        raise UserError(
+            f"{short[0]}: it knows {sizes[short[0]]} tokens, and the target's tokenizer has {used}, the last of which could never be "
+            "written; enlarge it (resize_token_embeddings), or take another"
+        )
+
+
 def _gives_back(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.decode(tokenizer(PROBE, add_special_tokens=False)["input_ids"], clean_up_tokenization_spaces=False) == PROBE
 

@@ -12,6 +12,7 @@ from uuid import uuid4
 import torch
 
 from dispatch_rl.decoding.families import Family, load_family
+from dispatch_rl.decoding.fitness import check_numbers
 from dispatch_rl.errors import UserError
 from dispatch_rl.progress import quiet_datasets
 from dispatch_rl.prompts import Prompt, prompts
@@ -69,9 +70,11 @@ class Collector:
         """Write the description of a recording, or see that what is there belongs to it.
 
         Raises:
-            UserError: A model or prompt cannot be read, or the folder holds another recording.
+            UserError: A model or prompt cannot be read, a model computes no numbers, or the folder holds another recording.
         """
         if index not in self._begun:
+            if not self._begun:
+                check_numbers(self.family.by_key())
             shards = _PromptShards(self.family, self.recordings[index])  # where the prompts cannot be read, nothing is written
             _begin(self.recordings[index], self.family)
             self._begun[index] = shards
