@@ -103,7 +103,9 @@ class Evidence:
 
     def compare(self, stretch: Stretch, others: Stretch) -> None:
         """Compare a stretch with what another expert did around it."""
-        _add(self._text, stretch, others)
+        weight, difference = _compared(stretch, others)
+        self._text[others.expert, :, stretch.expert] += weight, difference
+        self._text[stretch.expert, :, others.expert] += weight, -difference
         self._sums[:, -1] = _piece(self._text)
         self._found.clear()
 
@@ -143,12 +145,12 @@ class Evidence:
 
     def with_another(self, stretch: Stretch, others: Stretch, where: float) -> Estimate:
         """Return how much longer a token takes at ``where`` than another expert's, with a comparison of both that is not to be kept."""
-        pair = others.expert, slice(None), slice(None), stretch.expert
-        text = self._text.copy()
-        _add(text, stretch, others)
+        text: list[float] = self._text[others.expert, :, stretch.expert].tolist()
+        w, d = (known + further for known, further in zip(text, _compared(stretch, others), strict=True))
         weights = np.array([*self._nearness(where), 1.0])
-        sums = weights.dot(self._sums[pair][:-1]) + _piece(text[pair[0]])[:, pair[3]]
-        return self._estimate(self.level_ms(where), *sums.tolist())
+        sums: list[float] = weights.dot(self._sums[others.expert, :-1, :, stretch.expert]).tolist()
+        piece = (1.0, w, d, w * w, w * d, d * d)
+        return self._estimate(self.level_ms(where), *(known + further for known, further in zip(sums, piece, strict=True)))
 
     def _estimates(self, leader: int, where: float) -> list[Estimate]:
         about, level_ms = self._sums[leader], self.level_ms(where)
@@ -180,12 +182,10 @@ class Evidence:
         return [max(0.0, 1 - abs(place - inside)) for place in self._places]
 
 
-def _add(sums: Floats, stretch: Stretch, others: Stretch) -> None:
-    a, b = stretch.tokens, others.tokens
-    weight = a * b / (a + b)
-    difference = weight * (stretch.ms / a - others.ms / b)
-    sums[others.expert, :, stretch.expert] += weight, difference
-    sums[stretch.expert, :, others.expert] += weight, -difference
+def _compared(stretch: Stretch, others: Stretch) -> tuple[float, float]:
+    """Return W and D of one comparison."""
+    weight = stretch.tokens * others.tokens / (stretch.tokens + others.tokens)
+    return weight, weight * (stretch.ms / stretch.tokens - others.ms / others.tokens)
 
 
 def _piece(text: Floats) -> Floats:
