@@ -89,9 +89,8 @@ def test_falling_slopes_end_at_zero(tmp_path: Path) -> None:
 def test_below_the_grid_nothing_is_free(tmp_path: Path) -> None:
     """A grid that rises from eight tokens on tells the least that fewer may take, not that they take nothing."""
     latency = ForwardLatency((8, 16), (1,), ((20.0,), (60.0,)))
-    below, weight = latency.between(np.array([1, 8, 12, 24]))
-    found = [float(interpolated(latency.at_contexts(1), *at)[1]) for at in zip(below, weight, strict=True)]
-    assert found == [20, 20, 40, 100]
+    points = zip(*latency.between(np.array([1, 8, 12, 24])), strict=True)
+    assert [float(interpolated(latency.at_contexts(1), *at)[1]) for at in points] == [20, 20, 40, 100]
     profile = Profile("made up", "float32", {TARGET: latency, "a": constant(1.0)})
     world = made_up_world(tmp_path / "x", [{"match_a": [True] * 2}], [Arm("a", 2), Arm(NONE)], profile)
     assert latencies_ms(world, 0, [1, 1]) == [20, 20]
