@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
         return
     parser = cli.make_parser(TrainConfig, "train", _DESCRIPTION)
     namespace = cli.parse(parser, argv)
-    namespace.name = run_name(namespace.name)
+    namespace.name, namespace.algo = run_name(namespace.name), named_learner(namespace.algo, argv)
     config = cli.build(TrainConfig, parser, namespace)
     check(config)
 
@@ -44,6 +44,11 @@ def main(argv: Sequence[str]) -> None:
     run = RunFolder.claim(config.runs / config.name, overwrite=config.overwrite)
     namespace.overwrite = False  # whoever trains by the run's own configuration must not lose the run
     Training(run, config).run(parser.dump(namespace))
+
+
+def named_learner(algo: str | None, argv: Sequence[str]) -> str | None:
+    """Return who learns, as far as that was said: a sweep may give PPO the very values that it has anyway."""
+    return "ppo" if algo is None and any(word.startswith("--ppo") for word in argv) else algo
 
 
 def _resumed(argv: Sequence[str]) -> Path:

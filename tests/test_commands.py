@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dispatch_rl import bench, calibrate, cli, doctor, evaluate, profile, record, study, train
-from dispatch_rl.config import TrainConfig
+from dispatch_rl.config import PPOConfig, TrainConfig
 from dispatch_rl.config.study import StudyConfig
 from dispatch_rl.errors import UserError
 from dispatch_rl.sweeping.file import read_sweep
@@ -83,6 +83,14 @@ def test_who_learns_if_nobody_is_named(options: list[str], learner: str) -> None
     """Policy iteration, unless it cannot or something is said about PPO."""
     parser = cli.make_parser(TrainConfig, "train", "")
     assert cli.build(TrainConfig, parser, cli.parse(parser, options)).algorithm == learner
+
+
+def test_options_of_ppo_name_it() -> None:
+    """Even where they are what they would be anyway, as one of a sweep's runs has them."""
+    usual = ["--name=x", f"--ppo.learning_rate={PPOConfig().learning_rate}"]
+    assert train.named_learner(None, usual) == "ppo"
+    assert train.named_learner("dqn", usual) == "dqn"
+    assert train.named_learner(None, ["--name=--ppo", "--dqn.gamma=0.9"]) is None
 
 
 def test_options_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
