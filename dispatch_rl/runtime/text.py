@@ -20,7 +20,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._tokens = list(prompt[-_CONTEXT:])
+        self._tokens = self._context(list(prompt))
         self._given = self._decode(self._tokens).rstrip(_INCOMPLETE)
         """Text of the tokens that are kept and were given out."""
         self._kept_from = len(self._tokens)
@@ -37,12 +37,21 @@ class Detokenizer:
         """Return what is left: bytes that never made a character."""
         return self._give(self._decode(self._tokens))
 
+    def _context(self, prompt: list[int]) -> list[int]:
+        """Return so much of the end of a prompt that something is decoded from it, or all of it."""
+        count = _CONTEXT
+        while count < len(prompt) and not self._decode(prompt[-count:]).rstrip(_INCOMPLETE):
+            count *= 2
+        return prompt[-count:]
+
     def _give(self, text: str) -> str:
         new = text[len(self._given) :]
-        # The tokens of the last piece stay as context for the next one.
-        self._tokens = self._tokens[min(self._kept_from, len(self._tokens)) :]
+        # The tokens of the last piece stay as context for the next one. If nothing is decoded from them, as from special tokens, those
+        # before stay too: behind nothing, the next word would be the first, and lose its space.
+        if last := self._decode(self._tokens[self._kept_from :]):
+            self._tokens = self._tokens[self._kept_from :]
+        self._given = last or text
         self._kept_from = len(self._tokens)
-        self._given = self._decode(self._tokens)
         return new
 
     def _decode(self, tokens: list[int]) -> str:
