@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +12,7 @@ from dispatch_rl.config import EvaluationConfig, TrainConfig
 from dispatch_rl.errors import UserError, check_seed
 
 if TYPE_CHECKING:
-    from dispatch_rl.comparison import Comparison, Evaluation
+    from dispatch_rl.comparison import Comparison, Evaluation, Row
     from dispatch_rl.decoding.families import Family
     from dispatch_rl.decoding.features import Feature
     from dispatch_rl.policies.base import Policy
@@ -50,7 +51,7 @@ def evaluate_run(
     source: "ReplaySource | None",
     tracking: "Tracking | None" = None,
 ) -> "Evaluation":
-    """Measure, print and write the evaluation of a run.
+    """Measure, print and write the evaluation of a run. Rows of a mode that is not measured stay, if they are of the same policy.
 
     Args:
         run: Where everything is written.
@@ -62,19 +63,36 @@ def evaluate_run(
     """
     from dispatch_rl import page, report
     from dispatch_rl.run_card import write_card
-    from dispatch_rl.runs import write_json
 
     found = _replayed(config, learned, source)
     if family is not None and config.evaluation.prompts:
         found = replace(found, live=_live(config, learned, family, source, found.world))
-    write_json(run.evaluation, found.rows())
+    kept = _write_rows(run, found.rows())
     print(f"\n{report.summary(found)}\n")
-    figures = page.write(found, config.name, run.report, run.figure)
+    figures = page.write(found, config.name, run.report, run.figure, kept)
     write_card(run, config)
-    print(f"written: {run.evaluation}, {run.report}, {run.figure}")
+    others = f"; what they say of {' and '.join(sorted(kept))} was measured before" if kept else ""
+    print(f"written: {run.evaluation}, {run.report}, {run.figure}{others}")
     if tracking is not None:
         _track(found, figures, tracking)
     return found
+
+
+def _write_rows(run: "RunFolder", rows: "list[Row]") -> set[str]:
+    """Write the rows beside those of another mode that were measured for the same policy, and return the modes of these."""
+    from dispatch_rl.runs import read_json, write_json
+
+    policy = blake2b(run.best_policy.read_bytes(), digest_size=16).hexdigest()
+    before, evaluated = read_json(run.evaluation, []), read_json(run.evaluated, {})
+    measured = {row["mode"] for row in rows}
+    others = {row["mode"] for row in before} - measured
+    kept = {mode for mode in others if evaluated.get(mode) == policy}
+    if lost := others - kept:
+        print(f"{run.evaluation}: its rows of {' and '.join(sorted(lost))} are left out, for they may be of another policy")
+    rows = [*rows, *(row for row in before if row["mode"] in kept)]
+    write_json(run.evaluation, sorted(rows, key=lambda row: row["mode"] == "live"))
+    write_json(run.evaluated, dict.fromkeys(sorted(measured | kept), policy))
+    return kept
 
 
 def _track(found: "Evaluation", figures: Mapping[str, bytes], tracking: "Tracking") -> None:

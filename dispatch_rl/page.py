@@ -3,7 +3,8 @@
 import base64
 import html
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 Draw = Callable[["Axes"], None]
 
+_HEADINGS = {"replay": "Replay", "live": "Live"}
+_SECTION = re.compile(r'<section id="(\w+)">.*?</section>', re.DOTALL)
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222 }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
@@ -29,29 +33,48 @@ figure { display: inline-block; margin: .5em 0; max-width: 100% } img { max-widt
 """.strip()
 
 
-def write(evaluation: Evaluation, name: str, page: Path, picture: Path) -> dict[str, bytes]:
+def write(evaluation: Evaluation, name: str, page: Path, picture: Path, kept: Collection[str] = ()) -> dict[str, bytes]:
     """Write the page, with every figure that the evaluation has something for, and one picture of them all.
+
+    Args:
+        evaluation: What was measured.
+        name: Name of the run.
+        page: The HTML file.
+        picture: The PNG file.
+        kept: Modes whose sections stay as they are in the page that is there.
 
     Returns:
         Each figure as PNG, by title.
     """
     draws = _draws(evaluation)
-    figures_png = {title: png([draw]) for title, draw in draws.items()}
-    body = [f"<h1>dispatch-rl: {html.escape(name)}</h1>"]
+    figures_png = {mode: {title: png([draw]) for title, draw in found.items()} for mode, found in draws.items()}
+    sections = {mode: section for mode, section in _sections(page).items() if mode in kept}
     for comparison in (evaluation.replayed, evaluation.live):
         if comparison is not None:
-            body += [f"<h2>{'Replay' if comparison.mode == 'replay' else 'Live'}</h2>", f"<p>{html.escape(report.title(comparison))}</p>"]
-            body += [_table(comparison), *(f"<p>{html.escape(said)}</p>" for said in report.verdicts(comparison))]
-    body.append("<h2>Figures</h2>")
-    body += [
-        f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(image).decode()}"></figure>'
-        for title, image in figures_png.items()
-    ]
-    body.append(f"<p><small>{datetime.now(UTC):%Y-%m-%d %H:%M} UTC</small></p>")
+            sections[comparison.mode] = _section(comparison, figures_png[comparison.mode])
+    body = [f"<h1>dispatch-rl: {html.escape(name)}</h1>", *(sections[mode] for mode in _HEADINGS if mode in sections)]
     head = f'<meta charset="utf-8"><title>dispatch-rl: {html.escape(name)}</title><style>{_STYLE}</style>'
     write_atomically(page, f"<!doctype html><html lang=en><head>{head}</head><body>\n" + "\n".join(body) + "\n</body></html>\n")
-    write_picture(list(draws.values()), picture)
-    return figures_png
+    write_picture([draw for found in draws.values() for draw in found.values()], picture)
+    return {title: image for found in figures_png.values() for title, image in found.items()}
+
+
+def _sections(page: Path) -> dict[str, str]:
+    """Return the sections of a page that is there, by mode."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    return {match[1]: match[0] for match in _SECTION.finditer(text)}
+
+
+def _section(comparison: Comparison, images: Mapping[str, bytes]) -> str:
+    """Return what there is to say about one comparison."""
+    lines = [f'<section id="{comparison.mode}">', f"<h2>{_HEADINGS[comparison.mode]}</h2>"]
+    lines += [f"<p>{html.escape(report.title(comparison))}</p>", _table(comparison)]
+    lines += [f"<p>{html.escape(said)}</p>" for said in report.verdicts(comparison)]
+    lines += [
+        f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(image).decode()}"></figure>'
+        for title, image in images.items()
+    ]
+    return "\n".join([*lines, f"<p><small>{datetime.now(UTC):%Y-%m-%d %H:%M} UTC</small></p>", "</section>"])
 
 
 def write_picture(draws: list[Draw], path: Path) -> None:
@@ -62,27 +85,29 @@ def write_picture(draws: list[Draw], path: Path) -> None:
     temporary.replace(path)
 
 
-def _draws(evaluation: Evaluation) -> dict[str, Draw]:
-    """Return the figures by title."""
+def _draws(evaluation: Evaluation) -> dict[str, dict[str, Draw]]:
+    """Return the figures by mode and title."""
     replayed, live, world = evaluation.replayed, evaluation.live, evaluation.world
-    found: dict[str, Draw] = {}
+    found: dict[str, dict[str, Draw]] = {}
     for comparison in (replayed, live):
         if comparison is not None:
-            found[f"latency, {comparison.mode}"] = lambda axes, c=comparison: figures.latency(axes, c)  # type: ignore[misc]
+            found[comparison.mode] = {f"latency, {comparison.mode}": lambda axes, c=comparison: figures.latency(axes, c)}  # type: ignore[misc]
     if replayed is not None and world is not None:
-        found["gap closed"] = lambda axes: figures.gap_closed(axes, replayed)
-        found["acceptance by draft position"] = lambda axes: figures.acceptance_by_draft_place(axes, world)
-        found["acceptance by text position"] = lambda axes: figures.acceptance_by_text_place(axes, world)
+        found["replay"] |= {
+            "gap closed": lambda axes: figures.gap_closed(axes, replayed),
+            "acceptance by draft position": lambda axes: figures.acceptance_by_draft_place(axes, world),
+            "acceptance by text position": lambda axes: figures.acceptance_by_text_place(axes, world),
+        }
     first = replayed or live
     assert first is not None
     sees_entropy = world is None or "entropy" in world.traces.floats
     for policy in (LEARNED, THRESHOLD):
         if policy in first.results and sees_entropy:
-            found[f"arms of {policy}"] = lambda axes, p=policy: figures.arms_by_entropy(axes, first, p)  # type: ignore[misc]
+            found[first.mode][f"arms of {policy}"] = lambda axes, p=policy: figures.arms_by_entropy(axes, first, p)  # type: ignore[misc]
     shown = [policy for policy in (LEARNED, BEST_FIXED, THRESHOLD) if policy in first.results]
-    found["one text"] = lambda axes: figures.timeline(axes, first, shown, 0)
+    found[first.mode]["one text"] = lambda axes: figures.timeline(axes, first, shown, 0)
     if live is not None and live.prediction_errors():
-        found["predicted and measured"] = lambda axes: figures.prediction(axes, live)
+        found["live"]["predicted and measured"] = lambda axes: figures.prediction(axes, live)
     return found
 
 

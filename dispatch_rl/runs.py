@@ -118,8 +118,13 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """The rows of the last evaluation."""
+        """The rows of the last evaluation in each mode."""
         return self.path / "evaluation.json"
+
+    @property
+    def evaluated(self) -> Path:
+        """Which policy the rows of each mode are of, as a hash."""
+        return self.path / "best" / "evaluated.json"
 
     @property
     def figure(self) -> Path:
