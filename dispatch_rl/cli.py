@@ -6,6 +6,7 @@ for another command, whose section of that name is read. Imports nothing heavy, 
 """
 
 import difflib
+import errno
 import os
 import re
 import select
@@ -183,6 +184,39 @@ def _nobody_reads() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+def _discard_output() -> None:
+    """Let nothing be written to standard output any more, when Python exits either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complaint(error: Exception) -> str | None:
+    """Return what is wrong with a disk, or a path that cannot be written or read.
+
+    None stands for anything else, which is ours to mend: its traceback says where.
+    """
+    path = error.filename if isinstance(error, OSError) else None
+    if reason := _no_room(error):
+        return f"{path or _full_place()}: {reason}"
+    return f"{path}: {error.strerror}" if isinstance(error, OSError) and path is not None else None
+
+
+def _no_room(error: Exception) -> str | None:
+    """Return what the system says, if ``error`` is that of a full disk. What is written in Rust, as safetensors, tells only in words."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    number = error.errno if isinstance(error, OSError) else next((n for n in full if f"(os error {n})" in str(error)), None)
+    return os.strerror(number) if number in full else None
+
+
+def _full_place() -> str:
+    """Return what could not be written, where an error does not name it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
+        return "standard output"
+    return "a file, or standard output, cannot be written"
+
+
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command with ``argv``, None meaning those of this process; a :class:`UserError` becomes one line and status 2.
 
@@ -200,14 +234,13 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except BrokenPipeError:
         if not _nobody_reads():
             raise
-        # Who read the output has seen enough, as `head` does; nothing is to be written when Python exits either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Who read the output has seen enough, as `head` does.
+        _discard_output()
         raise SystemExit(128 + signal.SIGPIPE) from None
-    except OSError as error:
-        # A path that cannot be written or read; anything else is ours to mend, and its traceback says where.
-        if error.filename is None:
+    except Exception as error:
+        if (line := _complaint(error)) is None:
             raise
-        sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
+        sys.stderr.write(f"error: {line}\n")
         raise SystemExit(2) from None
     except _Terminated:
         sys.stderr.write("terminated\n")

@@ -107,10 +107,14 @@ class Bundle:
         unfinished, old = (path.with_name(f".{path.name}.{os.getpid()}.{state}") for state in ("unfinished", "old"))
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        save_file(tensors, unfinished / POLICY)
-        write_json(unfinished / DISPATCHER, self._values(kind))
-        for name, content in extras.items():
-            (unfinished / name).write_bytes(content)
+        try:
+            save_file(tensors, unfinished / POLICY)
+            write_json(unfinished / DISPATCHER, self._values(kind))
+            for name, content in extras.items():
+                (unfinished / name).write_bytes(content)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         if path.exists():
             path.rename(old)
         unfinished.rename(path)
