@@ -199,8 +199,8 @@ def _flatten(path: Path, table: "pa.Table", metadata: TraceMetadata) -> Traces:
 def _limits(columns: Columns, prompt_lengths: Ints, lengths: Ints) -> Ints:
     """Return how long each text may get, prompt included; unless it is told, far from every end, and equally far for all texts.
 
-    A policy sees how far a text is from its limit, which must not tell how long it will be. Rounded up to a power of two, the parts of
-    one recording have the same limit too.
+    A policy sees how far a text is from its limit, which must not tell how long it will be. Rounded up to a power of two, that is mostly
+    the same for the parts of one recording too.
     """
     longest = 1 << int(lengths.max() - 1).bit_length()
     limits = columns.integers("limit", prompt_lengths + longest + LONGEST_DRAFT + 1)
