@@ -1,5 +1,6 @@
 """Prompts: what is decoded."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -23,6 +24,8 @@ Split = Literal["train", "validation", "test"]
 
 _CODE_PROMPT_LINES = (6, 16)
 _SPLIT_SEEDS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
+_TOLD: set[tuple[str, int]] = set()
+"""Datasets and contexts for which it has been told how many prompts are too long."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,32 @@ def prompts(config: PromptConfig, family: Family, split: Split, seed: int) -> It
     """Yield prompts of one split without end, in an order that depends on ``seed`` alone.
 
     Training prompts never appear in the other splits. Reasoning prompts for validation and test come from the side that the pocket
-    models never saw, code prompts from modules they never saw.
+    models never saw, code prompts from modules they never saw. Prompts of a file, folder or hub dataset that leave no room for a new token
+    in the context are left out, which is told once, on standard error; which part the others are in does not depend on it.
 
     Raises:
-        UserError: The source is missing, of an unknown kind, broken, too small or without the column, or a prompt is empty or too long.
+        UserError: The source is missing, of an unknown kind, broken, too small, without the column, a prompt is empty, or all are too long.
     """
     rng = Random(f"{_SPLIT_SEEDS[split]}/{config.seed}/{seed}")
-    if config.source == "pocket":
-        makers = {"reasoning": _reasoning, "code": _code}
-        texts: Iterator[tuple[str, str]] = _taking_turns([makers[kind](rng, split) for kind in config.kinds])
-    else:
-        texts = _file_prompts(config, rng, split)
-    for number, (kind, text) in enumerate(texts):
-        tokens = tuple(family.encode_message(text, config.system) if config.chat else family.encode(text))
-        if not tokens:
-            raise UserError(f"prompts.source: an empty prompt in {config.source}")
+    make = _pocket_prompts if config.source == "pocket" else _file_prompts
+    for number, (kind, tokens) in enumerate(make(config, family, rng, split)):
+        yield Prompt(kind, tokens, number)
+
+
+def _encoded(config: PromptConfig, family: Family, text: str) -> tuple[int, ...]:
+    tokens = tuple(family.encode_message(text, config.system) if config.chat else family.encode(text))
+    if not tokens:
+        raise UserError(f"prompts.source: an empty prompt in {config.source}")
+    return tokens
+
+
+def _pocket_prompts(config: PromptConfig, family: Family, rng: Random, split: Split) -> Iterator[tuple[str, tuple[int, ...]]]:
+    makers = {"reasoning": _reasoning, "code": _code}
+    for kind, text in _taking_turns([makers[kind](rng, split) for kind in config.kinds]):
+        tokens = _encoded(config, family, text)
         if len(tokens) >= family.context_limit:
             raise UserError(f"prompts.source: a prompt of {len(tokens)} tokens leaves no room in a context of {family.context_limit}")
-        yield Prompt(kind, tokens, number)
+        yield kind, tokens
 
 
 def _taking_turns(streams: list[Iterator[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
@@ -91,15 +102,44 @@ def _code(rng: Random, split: Split) -> Iterator[tuple[str, str]]:
             yield "code", text
 
 
-def _file_prompts(config: PromptConfig, rng: Random, split: Split) -> Iterator[tuple[str, str]]:
-    """Yield the texts of a file, folder or hub dataset over and over: eight tenths for training, a tenth each for validation and test."""
+def _file_prompts(config: PromptConfig, family: Family, rng: Random, split: Split) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the prompts of a file, folder or hub dataset over and over: eight tenths for training, a tenth each for validation and test."""
     column = read_column(config)
     rows = _parts(column, config.seed)[split]
     dice = np.random.default_rng(rng.getrandbits(64))
     while True:
         dice.shuffle(rows)
+        fitting, shortest = 0, sys.maxsize
         for row in rows:
-            yield column.name, column[int(row)]
+            tokens = _encoded(config, family, column[int(row)])
+            if len(tokens) >= family.context_limit:
+                shortest = min(shortest, len(tokens))
+                continue
+            if shortest < sys.maxsize:
+                _tell_too_long(config, family, column)
+            fitting += 1
+            yield column.name, tokens
+        if not fitting:
+            raise UserError(
+                f"prompts.source: every {split} prompt of {column.source} leaves no room in a context of {family.context_limit}; "
+                f"the shortest has {shortest} tokens"
+            )
+
+
+def _tell_too_long(config: PromptConfig, family: Family, column: TextColumn) -> None:
+    """Say once how many prompts of a dataset, in all its parts, are too long."""
+    limit = family.context_limit
+    if (str(config), limit) in _TOLD:
+        return
+    _TOLD.add((str(config), limit))
+    around = len(_encoded(config, family, "x"))  # what a chat template adds
+    count = total = 0
+    for _, text in column.texts():
+        total += 1
+        # No token is less than a byte, so that most texts need not be encoded.
+        count += len(text.encode()) + around >= limit and len(_encoded(config, family, text)) >= limit
+    what = f"{count} of {total} prompts of {column.source} are left out"
+    print(f"prompts.source: {what}: they leave no room in a context of {limit} tokens", file=sys.stderr)
 
 
 def _parts(column: TextColumn, seed: int) -> dict[Split, NDArray[np.int64]]:

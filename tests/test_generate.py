@@ -126,6 +126,12 @@ def test_a_prompt_is_a_text_whatever_it_looks_like(prompt: str) -> None:
         assert cli.build(generate.GenerateConfig, parser, cli.parse(parser, argv)).prompt == prompt
 
 
+def test_a_prompt_that_is_too_long_is_one_line(bundle: Path) -> None:
+    """Of a data set it would be left out; one that is given by hand is meant."""
+    with pytest.raises(UserError, match=r"^prompt: \d+ tokens leave no room in a context of \d+$"):
+        generate.main([f"--bundle={bundle}", f"--prompt={'7 ' * 5_000}"])
+
+
 def test_the_family_may_stand_in_a_file(bundle: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In one of its keys alone or in a whole configuration; null is where the models were."""
     (tmp_path / "other.yaml").write_text("target: {path: 'pocket:large'}\n")

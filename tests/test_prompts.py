@@ -4,6 +4,7 @@ import gc
 import re
 import tracemalloc
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -193,22 +194,41 @@ def test_texts_stay_on_the_disk(pocket: Family, tmp_path: Path) -> None:
     assert held < 20_000 * 8 + 1e5
 
 
-def test_a_prompt_that_is_too_long_is_refused(pocket: Family, tmp_path: Path) -> None:
-    """It would leave no room in the context."""
+def test_prompts_that_are_all_too_long_are_refused(pocket: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They leave no room in the context; how far they are from it is said."""
     path = write_txt(tmp_path / "long.txt", [f"{i} " * 600 for i in range(3)])
     told = error_of(pocket, PromptConfig(source=str(path)))
-    assert told.startswith("prompts.source: ")
-    assert "leaves no room in a context of 1024" in told
+    shortest = min(len(pocket.encode(f"{i} " * 600)) for i in range(3))
+    room = "leaves no room in a context of 1024"
+    assert told == f"prompts.source: every train prompt of {path} {room}; the shortest has {shortest} tokens"
+    assert capsys.readouterr().err == ""
+
+
+def test_prompts_that_are_too_long_are_left_out(pocket: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others come, in the parts that they were in; how many are left out is said once, whichever part is drawn first."""
+    long = {f"row number {i}": f"row number {i} {'~^' * 3_000}" for i in (3, 4, 12, 20, 28)}
+    path = write_txt(tmp_path / "mine.txt", [long.get(row, row) for row in ROWS])
+    config, roomy = PromptConfig(source=str(path)), replace(pocket, context_limit=10_000)
+    kept = {split: set(texts(pocket, config, split, 60)) for split in SPLITS}
+    told = f"prompts.source: 5 of 30 prompts of {path} are left out: they leave no room in a context of 1024 tokens\n"
+    assert capsys.readouterr().err == told
+    assert set().union(*kept.values()) == set(ROWS) - set(long)
+    for split in SPLITS:
+        assert kept[split] == set(texts(roomy, config, split, 60)) - set(long.values())
+    assert capsys.readouterr().err == ""
+    drawn = draw(pocket, config, "train", 40)
+    assert [prompt.seed for prompt in drawn] == [*range(40)]
+    assert drawn == draw(pocket, config, "train", 40)
 
 
 def test_the_longest_prompt_leaves_room_for_one_token(other: Family, tmp_path: Path) -> None:
-    """In a context of 128 a prompt of 127 tokens is taken and one of 128 refused."""
+    """In a context of 128 a prompt of 127 tokens is taken and one of 128 is not."""
     signs = "~^|"
     assert [len(other.encode(sign * 127)) for sign in signs] == [127, 127, 127]
     path = write_txt(tmp_path / "fits.txt", [sign * 127 for sign in signs])
     assert len(draw(other, PromptConfig(source=str(path)), "train", 1)[0].tokens) == 127
     path = write_txt(tmp_path / "full.txt", [sign * 128 for sign in signs])
-    assert "a prompt of 128 tokens leaves no room in a context of 128" in error_of(other, PromptConfig(source=str(path)))
+    assert "leaves no room in a context of 128; the shortest has 128 tokens" in error_of(other, PromptConfig(source=str(path)))
 
 
 def test_validation_and_test_share_no_reasoning_prompt(pocket: Family) -> None:
