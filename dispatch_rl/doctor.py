@@ -53,7 +53,7 @@ def family_check(config: DecodingConfig) -> list[tuple[str, str]]:
     from dispatch_rl.decoding.families import load_family
     from dispatch_rl.decoding.fitness import check_numbers
     from dispatch_rl.decoding.graphs import capture_graphs, describe_graphs
-    from dispatch_rl.decoding.parting import may_part
+    from dispatch_rl.decoding.parting import behind, may_part
     from dispatch_rl.decoding.sampling import Sampling
     from dispatch_rl.decoding.session import DecodingSession
 
@@ -75,7 +75,9 @@ def family_check(config: DecodingConfig) -> list[tuple[str, str]]:
         raise UserError(f"{changed}, and not at a near tie, which must not happen in float32")
     same = [student for student in texts if student not in (NONE, *wrong)]
     lossless = [f"same text with {', '.join(same)} and without"] if same else []
-    lossless += [f"with {', '.join(wrong)} it parts at a near tie, as it may by rounding, in {config.family.dtype}"] if wrong else []
+    apart = max((behind(family, prompt, texts[NONE], texts[student], sampling) for student in wrong), default=0.0)
+    tie = f"parts where two tokens are {apart:.2g} nats apart, as it may by rounding, in {config.family.dtype}"
+    lossless += [f"with {', '.join(wrong)} it {tie}"] if wrong else []
     return [
         ("models", family.describe().splitlines()[0]),
         *(("remark", remark) for remark in family.remarks),

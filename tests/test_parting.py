@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dispatch_rl.decoding.arms import NONE, Arm
 from dispatch_rl.decoding.families import Family
-from dispatch_rl.decoding.parting import NEAR_TIE, may_part
+from dispatch_rl.decoding.parting import NEAR_TIE, behind, may_part
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.kernels.noise import gumbel
@@ -36,6 +36,7 @@ def test_a_near_tie_by_hand(sampling: Sampling) -> None:
     assert may_part(torn([1, 0, 1 - near, 0], sampling), PROMPT, (2, 0, 3), (2, 2, 3), sampling)
     assert not may_part(torn([1, 0, 1 - far, 0], sampling), PROMPT, (2, 0, 3), (2, 2, 3), sampling)
     assert not may_part(torn([1, 5, 1 - near, 0], sampling), PROMPT, (2, 0, 3), (2, 2, 3), sampling)
+    assert behind(torn([1, 5, 3, 0], sampling), PROMPT, (2, 0, 3), (2, 2, 3), sampling) == pytest.approx(4, abs=1e-5)
 
 
 def test_in_16_bits_any_token_may_part() -> None:

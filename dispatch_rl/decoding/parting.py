@@ -1,5 +1,6 @@
 """Where two texts of the same target part: was it torn between two tokens, or has something else gone wrong?"""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,13 +25,18 @@ def may_part(family: Family, prompt: Sequence[int], text: Sequence[int], other: 
         other: Other token ids behind it.
         sampling: Greedy or coupled.
     """
-    if not family.in_float32:
-        return True
+    return not family.in_float32 or behind(family, prompt, text, other, sampling) < NEAR_TIE
+
+
+def behind(family: Family, prompt: Sequence[int], text: Sequence[int], other: Sequence[int], sampling: Sampling) -> float:
+    """Return how far behind the best the target's score of the worse of the two tokens is where texts part (nats, noise included).
+
+    Infinite where one goes on while the other ends, which no rounding does. Arguments are those of :func:`may_part`.
+    """
     place = next((i for i, (mine, theirs) in enumerate(zip(text, other, strict=False)) if mine != theirs), None)
     if place is None:
-        return False  # one goes on where the other ends
+        return math.inf
     tokens = torch.tensor([[*prompt, *text[:place]]])
     logits = family.target.forward_batch(tokens, torch.ones_like(tokens), None, rows=1)[0]
     scores = Sampler(sampling, family.vocab, family.device).scores(logits, position=tokens.shape[1], draw=0)
-    torn = scores[0, [text[place], other[place]]]
-    return bool(torn.min() > scores.max() - NEAR_TIE)
+    return float(scores.max() - scores[0, [text[place], other[place]]].min())

@@ -42,7 +42,8 @@ lookup_accepted          list<uint8>    tok   how many of them are accepted
 ``traces.json`` holds ``schema`` (1), ``students``, ``first_position``, ``max_draft_length``, ``num_prompts``, ``shard_size``,
 ``context_limits`` (longest text of each student), ``family`` (fingerprint of the models) and ``fingerprint`` (of models and settings).
 Without it, decoding begins at position 0, that is, every token of the path is emitted by a round; our own recordings begin at 1, since
-reading the prompt emits the first token. ``max_draft_length`` is then the largest accepted number, or 255 with ``match_S``.
+reading the prompt emits the first token. ``max_draft_length`` is then the largest accepted number, or 255 with ``match_S``. Accepted
+numbers should go equally far for all students: an arm that drafts further than its student's do is counted too slow.
 """
 
 from collections.abc import Sequence
