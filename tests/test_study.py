@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from dispatch_rl import study
 from dispatch_rl.errors import UserError
+from dispatch_rl.study.bound import bound_rows
 from tests.small_runs import ROOT
 
 FILE = {
@@ -240,3 +242,9 @@ def test_a_folder_that_is_no_study_is_left_alone(tmp_path: Path) -> None:
         conduct(tmp_path, "--overwrite")
     with pytest.raises(UserError, match="name the file"):
         study.main([])
+
+
+def test_a_given_recording_has_no_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, and the rest of the study is written."""
+    assert bound_rows(SimpleNamespace(more={})) == []  # type: ignore[arg-type]
+    assert capsys.readouterr().out.startswith("bound: left out")

@@ -31,7 +31,8 @@ class StudySection:
     other_profile: Path | None = None
     """Latency profile (JSON) of another machine, as a table written by hand, to train with and test with here; null leaves that out."""
     bound_texts: int = 1_536
-    """Training texts of the bound; it is also made with recording.train_prompts of them and with a quarter of those. Needs the models."""
+    """Training texts of the bound; it is also made with recording.train_prompts of them and with a quarter of those. Needs the models, so
+    with replay.traces there is none."""
     workers: int = 1
     """Trainings side by side, each in a process of its own. Nothing is timed meanwhile."""
 

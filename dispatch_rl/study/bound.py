@@ -16,7 +16,13 @@ from dispatch_rl.study.trials import Trial
 
 
 def bound_rows(study: Study) -> list[Row]:
-    """Return, for every temperature, a row for each informed policy, and the learner's share of the way to the best of them."""
+    """Return, for every temperature, a row for each informed policy, and the learner's share of the way to the best of them.
+
+    None where the recording is given: it is made with further texts, and with what the target knows.
+    """
+    if not study.more:
+        print("bound: left out; it needs the models and further texts, not a recording that is given (replay.traces)")
+        return []
     family: list[Family] = []  # loaded once, and only if something is missing
 
     def make(data: Data) -> list[Row]:
