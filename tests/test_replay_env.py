@@ -168,7 +168,7 @@ def test_ppo_learns_a_world_whose_best_arm_is_visible(tmp_path: Path) -> None:
         rows.append({"path": list(range(64)), "match_a": match, "entropy": entropy})
     traces = load_traces(write_traces(tmp_path / "visible.parquet", rows))
     made = ReplayWorld(traces, made_up_profile(10.0, a=2.0), ArmTable([Arm("a", 8), Arm("none")]))
-    config = TrainConfig(num_envs=64)
+    config = TrainConfig(num_envs=64, algo="ppo")
     model = build_learner(ReplayVecEnv(ReplayVectorEnv(64, config, world=made)), made.features, config, None)
     assert isinstance(model, PPO)
     model.learn(131_072)

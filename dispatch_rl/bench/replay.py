@@ -183,7 +183,7 @@ def ppo_time(env: "VecEnv", world: "ReplayWorld", config: ReplayBenchConfig) -> 
     from dispatch_rl.learning import build_learner
 
     ppo = PPOConfig(rollout_steps=64 * config.ppo_envs, batch_size=config.batch_size, n_epochs=config.n_epochs)
-    train = replace(TrainConfig(), ppo=ppo, num_envs=config.ppo_envs, seed=config.seed)
+    train = replace(TrainConfig(), algo="ppo", ppo=ppo, num_envs=config.ppo_envs, seed=config.seed)
     model = build_learner(env, world.features, train, None)
     began = perf_counter()
     model.learn(config.ppo_steps)
