@@ -6,10 +6,8 @@ for another command, whose section of that name is read. Imports nothing heavy, 
 """
 
 import difflib
-import errno
 import os
 import re
-import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +20,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_pa
 from jsonargparse._actions import _ActionConfigLoad
 
 from dispatch_rl.arguments import rewritten
+from dispatch_rl.endings import complaint, discard_output, nobody_reads
 from dispatch_rl.errors import UserError
 
 if TYPE_CHECKING:
@@ -177,46 +176,6 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise _Terminated
 
 
-def _nobody_reads() -> bool:
-    """Return whether the other end of standard output is closed."""
-    poll = select.poll()
-    poll.register(sys.stdout, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _discard_output() -> None:
-    """Let nothing be written to standard output any more, when Python exits either."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _complaint(error: Exception) -> str | None:
-    """Return what is wrong with a disk, or a path that cannot be written or read.
-
-    None stands for anything else, which is ours to mend: its traceback says where.
-    """
-    path = error.filename if isinstance(error, OSError) else None
-    if reason := _no_room(error):
-        return f"{path or _full_place()}: {reason}"
-    return f"{path}: {error.strerror}" if isinstance(error, OSError) and path is not None else None
-
-
-def _no_room(error: Exception) -> str | None:
-    """Return what the system says, if ``error`` is that of a full disk. What is written in Rust, as safetensors, tells only in words."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    number = error.errno if isinstance(error, OSError) else next((n for n in full if f"(os error {n})" in str(error)), None)
-    return os.strerror(number) if number in full else None
-
-
-def _full_place() -> str:
-    """Return what could not be written, where an error does not name it."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _discard_output()
-        return "standard output"
-    return "a file, or standard output, cannot be written"
-
-
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command with ``argv``, None meaning those of this process; a :class:`UserError` becomes one line and status 2.
 
@@ -232,13 +191,13 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
     except BrokenPipeError:
-        if not _nobody_reads():
+        if not nobody_reads():
             raise
         # Who read the output has seen enough, as `head` does.
-        _discard_output()
+        discard_output()
         raise SystemExit(128 + signal.SIGPIPE) from None
     except Exception as error:
-        if (line := _complaint(error)) is None:
+        if (line := complaint(error)) is None:
             raise
         sys.stderr.write(f"error: {line}\n")
         raise SystemExit(2) from None

@@ -138,11 +138,13 @@ def load_traces(path: Path, part: str | None = None) -> Traces:
 def _rows_of(part: str, table: "pa.Table") -> Ints:
     """Return the rows of one part; by lot, since rows often alternate between several sources."""
     prompts = np.arange(table.num_rows)
-    for column in ("prompt", "prompt_id"):
+    for column in ("prompt_id", "prompt"):
         if column in table.column_names:
             number: dict[str, int] = {}
             found = [number.setdefault(repr(name), len(number)) for name in table.column(column).to_pylist()]
-            prompts = prompts if len(number) < _FEWEST_PROMPTS else np.array(found)
+            if len(number) >= _FEWEST_PROMPTS:
+                prompts = np.array(found)
+                break
     tenth = np.random.default_rng(0).permutation(prompts.max(initial=-1) + 1)[prompts] % 10
     return np.flatnonzero({"train": tenth < 8, "validation": tenth == 8, "test": tenth == 9}[part])
 
