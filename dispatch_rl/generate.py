@@ -27,6 +27,10 @@ class GenerateConfig:
     """Folder that dispatch_rl.export wrote."""
     prompt: str = "-"
     """Text to continue; a dash reads it from standard input."""
+    chat: bool = False
+    """Make the prompt a user's message in the target's chat format, which the target answers."""
+    system: str | None = None
+    """System message before it; needs chat."""
     family: FamilyConfig | None = None
     """The models; null looks where they were when the bundle was exported."""
     max_new_tokens: int = 256
@@ -47,6 +51,10 @@ class GenerateConfig:
     """Colour tokens by who drafted them and show how it goes; on a terminal."""
     json: bool = False
     """Print one JSON object instead of the text: text, tokens, finish_reason, metrics."""
+
+    def __post_init__(self) -> None:
+        if self.system is not None and not self.chat:
+            raise UserError("system: a system message needs --chat=true")
 
 
 def sampling_of(config: GenerateConfig, trained: "Sampling") -> "Sampling":
@@ -86,18 +94,19 @@ def main(argv: Sequence[str]) -> None:
     """Print the text as it is written."""
     parser = cli.make_parser(GenerateConfig, "generate", "Continue a text with an exported policy; the text is printed as it is written.")
     config = cli.build(GenerateConfig, parser, cli.parse(parser, argv))
-    prompt = prompt_of(config)
+    text = prompt_of(config)
 
     from dispatch_rl.runtime.bundle import Bundle
     from dispatch_rl.runtime.decoder import AdaptiveDecoder
 
     sampling = sampling_of(config, Bundle.read(config.bundle).sampling)
     decoder = AdaptiveDecoder.from_bundle(config.bundle, config.family)
+    prompt = decoder.family.encode_message(text, config.system) if config.chat else text
     decoder.capture_graphs([sampling])
     chosen: dict[str, Any] = {**asdict(sampling), "stop": config.stop}
     if config.json:
         generated = decoder.generate(prompt, config.max_new_tokens, **chosen)
-        print(json.dumps({"prompt": prompt, **asdict(generated)}))
+        print(json.dumps({"prompt": text, **asdict(generated)}))
         return
     tokens = decoder.stream(prompt, config.max_new_tokens, **chosen)
     if config.show:

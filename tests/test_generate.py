@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,22 @@ def test_json_is_for_machines(bundle: Path, text: str, capsys: pytest.CaptureFix
     printed = json.loads(capsys.readouterr().out)
     assert (printed["text"], printed["finish_reason"], len(printed["tokens"])) == (text, "length", 40)
     assert printed["metrics"]["num_emitted_tokens"] == 39
+
+
+def test_a_message_is_answered_in_the_chat_format(bundle: Path, pocket: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With ``--chat``, from a target whose tokenizer has a template."""
+    target = tmp_path / "target"
+    shutil.copytree(Path(pocket.tokenizer.name_or_path), target)
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}Answer: {% endif %}"
+    (target / "chat_template.jinja").write_text(template)
+    options = [f"--bundle={bundle}", "--prompt=1 + 2?", "--max_new_tokens=20", "--seed=2", "--chat", "--system=Be brief."]
+    generate.main([*options, f"--family.target.path={target}"])
+    begun = "system: Be brief.\nuser: 1 + 2?\nAnswer: "
+    assert capsys.readouterr().out == f"{AdaptiveDecoder.from_bundle(bundle, pocket).generate(begun, 20, temperature=0.6, seed=2).text}\n"
+    with pytest.raises(UserError, match=r"^chat: the tokenizer of .*target has no chat template; leave out --chat"):
+        generate.main(options)
+    with pytest.raises(UserError, match=r"^system: a system message needs --chat=true$"):
+        generate.main([f"--bundle={bundle}", "--system=Be brief."])
 
 
 def test_a_terminal_shows_who_drafted(bundle: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:

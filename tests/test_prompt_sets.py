@@ -211,10 +211,10 @@ def test_chat_without_a_chat_template_is_one_line(other: Family, chatting: Famil
     """So is a chat template that will not have the messages."""
     path = write(tmp_path / "mine.jsonl", ({"prompt": f"row {i}"} for i in range(9)))
     config = PromptConfig(source=str(path), chat=True, system="Be brief.")
-    with pytest.raises(UserError, match=r"^prompts\.chat: the tokenizer of .*target has no chat template; set prompts\.chat=false$"):
+    with pytest.raises(UserError, match=r"^chat: the tokenizer of .*target has no chat template; leave out --chat, or set prompts"):
         next(prompts(config, other, "train", 0))
     chatting.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
-    with pytest.raises(UserError, match=r"^prompts\.chat: the chat template of .*target fails: no system role$"):
+    with pytest.raises(UserError, match=r"^chat: the chat template of .*target fails: no system role$"):
         next(prompts(config, chatting, "train", 0))
 
 

@@ -100,14 +100,15 @@ class Family:
             UserError: The tokenizer has no chat template, or its template refuses the messages.
         """
         if self.tokenizer.chat_template is None:
-            raise UserError(f"prompts.chat: the tokenizer of {self.tokenizer.name_or_path} has no chat template; set prompts.chat=false")
+            name = self.tokenizer.name_or_path
+            raise UserError(f"chat: the tokenizer of {name} has no chat template; leave out --chat, or set prompts.chat=false")
         messages = [{"role": "user", "content": message}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         try:
             text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except (TemplateError, ValueError) as error:
-            raise UserError(f"prompts.chat: the chat template of {self.tokenizer.name_or_path} fails: {first_line(error)}") from error
+            raise UserError(f"chat: the chat template of {self.tokenizer.name_or_path} fails: {first_line(error)}") from error
         # The template has put the special tokens in place.
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
