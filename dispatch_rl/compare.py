@@ -147,14 +147,11 @@ def compared(contenders: Sequence[Contender], seed: int) -> "Comparison":
         sources.append(open_replay(contender.config, family, progress_bar))
     _check_same_texts(contenders, sources)
     profile = sources[0].profile
-    arms = ArmTable(list(dict.fromkeys(arm for source in sources for arm in source.arms(source.traces("test")))))
+    arms = ArmTable(list(dict.fromkeys(arm for source in sources for arm in source.arms)))
     widest, world = _serving(sources, with_target(arms))
     fixed = FixedPolicy(best_fixed(ReplayWorld(widest.traces("validation"), profile, arms)))
     found = compare_replay(world, len(arms), {BEST_FIXED: fixed}, BEST_FIXED, seed)
-    worlds = [
-        ReplayWorld(source.traces("test"), profile, ArmTable(source.arms(source.traces("test"))), source.config.replay.read_along)
-        for source in sources
-    ]
+    worlds = [ReplayWorld(source.traces("test"), profile, ArmTable(source.arms), source.config.replay.read_along) for source in sources]
     mine = {contender.label: _replayed(contender, world) for contender, world in zip(contenders, worlds, strict=True)}
     return replace(found, results={**found.results, **mine})
 

@@ -192,6 +192,26 @@ def test_traces_from_elsewhere_need_latencies_from_there(tmp_path: Path) -> None
         _ = open_replay(configured(path, None), None).profile
 
 
+def test_arms_that_nobody_named_are_those_that_are_known_of(tmp_path: Path) -> None:
+    """Of every drafter the lengths up to its largest count, and to the longest verification that has a latency, unless one is given."""
+    rows: list[Row] = [{"accepted_a": [20, 0], "accepted_b": [3, 0], "accepted_c": [0, 0]}] * 20
+    path, profile = write_traces(tmp_path / "mine.parquet", rows), tmp_path / "profile.json"
+    latencies = made_up_profile(a=1, b=1, c=1)
+
+    def lengths(**options: object) -> dict[str, list[int]]:
+        source = open_replay(configured(path, profile, **options))
+        assert list(source.world("test").arms) == list(source.world("train").arms) == source.arms
+        assert source.arms[-1] == Arm(NONE)
+        return {name: [arm.length for arm in source.arms if arm.student == name] for name in "abc"}
+
+    latencies.write(profile)
+    assert lengths() == {"a": [4, 1, 2, 3, 6, 8, 12, 16], "b": [3, 1, 2], "c": [1]}
+    assert lengths(draft_length=2) == {"a": [2], "b": [2], "c": [2]}
+    assert lengths(arms=[Arm("b", 7), Arm(NONE)]) == {"a": [], "b": [7], "c": []}
+    replace(latencies, models={**latencies.models, TARGET: ForwardLatency((1, 8), (1,), ((10.0,), (11.0,)))}).write(profile)
+    assert lengths() == {"a": [4, 1, 2, 3, 6, 7], "b": [3, 1, 2], "c": [1]}
+
+
 def test_latencies_may_come_from_another_machine(tmp_path: Path) -> None:
     """Where nothing is decoded here, a profile that the project measured elsewhere is taken as it is."""
     path, profile = write_traces(tmp_path / "mine.parquet", [{"accepted_a": [1, 0]}] * 20), tmp_path / "profile.json"
@@ -221,7 +241,7 @@ def trained(tmp_path: Path, *options: str) -> list[str]:
     rows = [{"accepted_ngram": row["accepted_a"], "accepted_eagle": row["accepted_b"]} for row in _counted(40)]
     write_traces(tmp_path / "mine.parquet", rows)
     made_up_profile(ngram=5, eagle=1).write(tmp_path / "profile.json")
-    replay = [f"--replay.traces={tmp_path}/mine.parquet", f"--replay.profile={tmp_path}/profile.json", "--draft_length=2"]
+    replay = [f"--replay.traces={tmp_path}/mine.parquet", f"--replay.profile={tmp_path}/profile.json"]
     learner = ["--algo=policy_iteration", "--policy_iteration.iterations=1", "--policy_iteration.states=32", "--evaluation.prompts=0"]
     return [f"--runs={tmp_path}/runs", "--name=x", *replay, *learner, *options]
 

@@ -9,6 +9,9 @@ from dispatch_rl.decoding.arms import LOOKUP, NONE, Arm
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
 
+DRAFT_LENGTH = 5
+"""Draft length of the default arms of a family (tokens)."""
+
 
 @dataclass(frozen=True)
 class DecodingConfig:
@@ -18,8 +21,9 @@ class DecodingConfig:
     """The models."""
     arms: list[Arm] | None = None
     """What the dispatcher chooses from; null means every student, lookup and none, at draft_length."""
-    draft_length: int = 5
-    """Draft length of the default arms (tokens)."""
+    draft_length: int | None = None
+    """Draft length of the default arms (tokens); null means 5, and for a recording from elsewhere several lengths of 1 to 16, as far as its
+    counts and latencies go."""
     sampling: Sampling = Sampling(temperature=0.6)
     """How tokens are chosen."""
     prompts: PromptConfig = PromptConfig()
@@ -39,7 +43,8 @@ class DecodingConfig:
         """
         if self.arms is not None:
             return self.arms
-        if self.draft_length < 1:
-            raise UserError(f"draft_length: {self.draft_length} is not at least 1")
+        length = DRAFT_LENGTH if self.draft_length is None else self.draft_length
+        if length < 1:
+            raise UserError(f"draft_length: {length} is not at least 1")
         names = [*(self.family.students if students is None else students), *([LOOKUP] if lookup else [])]
-        return [*(Arm(name, self.draft_length) for name in names), Arm(NONE)]
+        return [*(Arm(name, length) for name in names), Arm(NONE)]

@@ -14,6 +14,7 @@ from dispatch_rl.decoding.families import Family, device_name, find_device, load
 from dispatch_rl.errors import UserError
 from dispatch_rl.prompts import Split
 from dispatch_rl.replay.collector import record
+from dispatch_rl.replay.default_arms import default_arms
 from dispatch_rl.replay.fingerprint import digest, family_fingerprint
 from dispatch_rl.replay.profile import Profile
 from dispatch_rl.replay.recording import Recording, check_sampling
@@ -58,14 +59,19 @@ class ReplaySource:
     def world(self, part: Split, extra: Sequence[Arm] = ()) -> ReplayWorld:
         """Return one part of the prompts, ready to be replayed with the configured arms and ``extra`` ones behind them."""
         traces = self.traces(part)
-        arms = self.arms(traces)
-        table = ArmTable([*arms, *(arm for arm in extra if arm not in arms)])
+        table = ArmTable([*self.arms, *(arm for arm in extra if arm not in self.arms)])
         return ReplayWorld(traces, self.profile, table, self.config.replay.read_along)
 
-    def arms(self, traces: Traces) -> list[Arm]:
-        """Return the configured arms; if none are given, those that the students of the recording call for."""
-        given = self.config.replay.traces is not None
-        return self.config.arm_list(traces.students, bool(traces.lookup)) if given else self.config.arm_list()
+    @cached_property
+    def arms(self) -> list[Arm]:
+        """The configured arms; if none are given, those that the students of the recording call for."""
+        config = self.config
+        if config.replay.traces is None:
+            return config.arm_list()
+        traces = self.traces("train")
+        if config.arms is None and config.draft_length is None and traces.family is None:
+            return default_arms(traces, self.profile)
+        return config.arm_list(traces.students, bool(traces.lookup))
 
     def traces(self, part: Split) -> Traces:
         """Return the recording of one part, made now if it is not there; it is read once."""

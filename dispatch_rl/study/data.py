@@ -59,7 +59,7 @@ class Data:
             raise UserError(f"replay.traces: the parts of {given} have different students")
         where: dict[Split, tuple[Path, Split | None]] = {p: (t.source, None) if given is None else (given, p) for p, t in read.items()}
         fingerprint = digest([*(_content(traces) for traces in read.values()), profile.read_text(encoding="utf-8")])
-        arms, read_along = tuple(source.arms(read["test"])), config.replay.read_along
+        arms, read_along = tuple(source.arms), config.replay.read_along
         return cls(config.sampling.temperature, where, profile, arms, fingerprint, read_along=read_along)
 
     def settings(self) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dispatch_rl import __version__
+from dispatch_rl.config.decoding import DRAFT_LENGTH
 from dispatch_rl.config.study import StudyConfig
 from dispatch_rl.decoding.arms import Arm
 from dispatch_rl.replay.fingerprint import digest
@@ -108,7 +109,8 @@ class Study:
     def students_only(self, data: Data) -> Data:
         """Return the students alone, with the one draft length of the plain arms at which one of them is fastest on validation texts."""
         students = data.load("test").students
-        lengths = sorted({arm.length for arm in data.arms if arm.student in students and not arm.watches} or {self.config.draft_length})
+        plain = {arm.length for arm in data.arms if arm.student in students and not arm.watches}
+        lengths = sorted(plain or {self.config.draft_length or DRAFT_LENGTH})
         arms = tuple(Arm(student, length) for length in lengths for student in students)
         best = arms[best_fixed(replace(data, arms=arms).world("validation"))]
         return replace(data, arms=tuple(arm for arm in arms if arm.length == best.length))
