@@ -45,8 +45,8 @@ class GenerateConfig:
     """Seed of the noise; the same seed gives the same text."""
     method: Literal["coupled", "rejection"] = "coupled"
     """coupled: the text depends on the target and the seed alone. rejection: it also depends on the drafts."""
-    stop: list[str] = field(default_factory=list)
-    """Strings before which the text ends."""
+    stop: list[str] | str = field(default_factory=list)
+    """A string, or a list of several, before which the text ends."""
     show: bool = False
     """Colour tokens by who drafted them and show how it goes; on a terminal."""
     json: bool = False
