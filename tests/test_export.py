@@ -38,7 +38,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("algo", "always", "words"), [("ppo", None, "PPO on 512 rounds of replay"), ("policy_iteration", 2, "512 states")])
+@pytest.mark.parametrize(
+    ("algo", "always", "words"), [("ppo", None, "PPO on 512 rounds of replay"), ("policy_iteration", 2, "Policy iteration on 512 states")]
+)
 def test_the_card_says_how_the_policy_was_made(run: Path, tmp_path: Path, algo: str, always: int | None, words: str) -> None:
     """What it learned from, and that it is a fixed arm if none that was learned was faster."""
     here = tmp_path / "run"

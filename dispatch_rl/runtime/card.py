@@ -5,6 +5,7 @@ from typing import Any
 
 from dispatch_rl.runtime.bundle import Bundle
 
+_LEARNERS = {"ppo": "PPO", "dqn": "DQN", "qrdqn": "QR-DQN", "policy_iteration": "Policy iteration"}
 _CARD = """\
 # Dispatcher `{name}`: {policy}
 
@@ -64,7 +65,7 @@ def training_sentence(training: Mapping[str, Any]) -> str:
         return "Nothing was learned."
     steps = "states" if training["algo"] == "policy_iteration" else "rounds"
     rounds = f"{training['rounds']:,} {steps} of {'real decoding' if training['env'] == 'live' else 'replay'}"
-    made = f"{training['algo'].upper()} on {rounds}, prompts `{training['prompts']}`, seed {training['seed']}."
+    made = f"{_LEARNERS[training['algo']]} on {rounds}, prompts `{training['prompts']}`, seed {training['seed']}."
     if training.get("always") is None:
         return made
     return f"{made} No policy was faster on the validation prompts than always `{training['always']}`, which was kept instead."
