@@ -10,11 +10,7 @@ _USUAL = 4
 
 
 def default_arms(traces: Traces, profile: Profile) -> list[Arm]:
-    """Return arms for all drafters, and none.
-
-    Raises:
-        UserError: The recording has students that the profile lacks.
-    """
+    """Return arms for all drafters, and none."""
     counts = {name: traces.accepted[name] for name in traces.students}
     if traces.lookup:
         counts[LOOKUP] = traces.lookup["lookup_accepted"]
