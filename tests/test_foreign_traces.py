@@ -208,8 +208,10 @@ def test_arms_that_nobody_named_are_those_that_are_known_of(tmp_path: Path) -> N
     assert lengths() == {"a": [4, 1, 2, 3, 6, 8, 12, 16], "b": [3, 1, 2], "c": [1]}
     assert lengths(draft_length=2) == {"a": [2], "b": [2], "c": [2]}
     assert lengths(arms=[Arm("b", 7), Arm(NONE)]) == {"a": [], "b": [7], "c": []}
-    replace(latencies, models={**latencies.models, TARGET: ForwardLatency((1, 8), (1,), ((10.0,), (11.0,)))}).write(profile)
-    assert lengths() == {"a": [4, 1, 2, 3, 6, 7], "b": [3, 1, 2], "c": [1]}
+    for longest, of_a in ((8, [4, 1, 2, 3, 6, 7]), (2, [4, 1, 2, 3])):
+        target = ForwardLatency((1, longest), (1,), ((10.0,), (11.0,)))
+        replace(latencies, models={**latencies.models, TARGET: target}).write(profile)
+        assert lengths() == {"a": of_a, "b": [3, 1, 2], "c": [1]}
 
 
 def test_latencies_may_come_from_another_machine(tmp_path: Path) -> None:

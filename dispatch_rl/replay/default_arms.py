@@ -20,9 +20,9 @@ def default_arms(traces: Traces, profile: Profile) -> list[Arm]:
 
 
 def _verified(profile: Profile, student: str) -> int:
-    """Return the longest draft (tokens) whose verification the profile has measured; one latency for all lengths is for all of them."""
+    """Return how long drafts (tokens) may be that the target's latencies, where they differ, do not have to be prolonged far for."""
     queries = profile.verification(student).queries
-    return queries[-1] - 1 if len(queries) > 1 else _LENGTHS[-1]
+    return max(queries[-1] - 1, _USUAL) if len(queries) > 1 else _LENGTHS[-1]
 
 
 def _lengths(longest: int) -> list[int]:
