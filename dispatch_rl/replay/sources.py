@@ -69,7 +69,8 @@ class ReplaySource:
         if config.replay.traces is None:
             return config.arm_list()
         traces = self.traces("train")
-        if config.arms is None and config.draft_length is None and traces.family is None:
+        unnamed = config.arms is None and config.draft_length is None
+        if unnamed and config.from_elsewhere and traces.family is None:
             return default_arms(traces, self.profile)
         return config.arm_list(traces.students, bool(traces.lookup))
 
