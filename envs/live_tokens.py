@@ -147,7 +147,7 @@ class LiveTokenEnv(LiveDecodingEnv):
 
     def _observed(self) -> Observation:
         length = len(self.session.tokens) + len(self.session.drafted)
-        unread = [length - 1 - student.length for student in self.family.students.values()]
+        unread = [length - 1 - read for read in self.session.read()]
         return np.concatenate([self._text_features, self.tracker.observation(unread)])
 
 

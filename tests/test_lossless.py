@@ -64,9 +64,17 @@ def steppers(family: Family, rng: Random) -> Stepper:
     choices: list[Stepper] = [
         lambda session: session.step(fixed),
         lambda session: session.step(any_arm(family, rng)),
-        lambda session: session.step_by_token(by_token),
+        lambda session: step_by_token(session, by_token),
     ]
     return rng.choice(choices)
+
+
+def step_by_token(session: DecodingSession, policy: Callable[[tuple[DraftToken, ...]], str | None]) -> None:
+    """Do one round in which ``policy`` is asked before every draft token who drafts it, None to verify."""
+    while session.room > 0 and (student := policy(session.drafted)) is not None:
+        if session.draft(student) is None:
+            break
+    session.verify()
 
 
 def decode(family: Family, prompt: Sequence[int], sampling: Sampling, max_new_tokens: int, step: Stepper) -> DecodingSession:

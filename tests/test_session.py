@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from dispatch_rl.decoding.session import DecodingSession
 from dispatch_rl.errors import UserError
 from dispatch_rl.kernels.entropy import entropy
 from dispatch_rl.prompts import prompts
-from tests.test_lossless import own_text
+from tests.test_lossless import own_text, step_by_token
 
 PROMPT = "Problem: Compute 48 + 29.\n<think>\n"
 
@@ -159,7 +160,7 @@ def test_token_policy_that_answers_in_advance_is_an_arm(pocket: Family) -> None:
     rounds = finish(begin(pocket), Arm("medium", 3))
     by_token = begin(pocket)
     while not by_token.finished:
-        by_token.step_by_token(lambda draft: "medium" if len(draft) < 3 else None)
+        step_by_token(by_token, lambda draft: "medium" if len(draft) < 3 else None)
     assert [(r.drafted, r.emitted) for r in by_token.rounds] == [(r.drafted, r.emitted) for r in rounds]
 
 
@@ -200,6 +201,62 @@ def test_sessions_that_take_turns_do_not_disturb_each_other(pocket: Family) -> N
             if not session.finished:
                 session.step(Arm("small", 3))
     assert [first.text_tokens, second.text_tokens] == alone
+
+
+def test_a_text_does_not_see_how_far_another_was_read(pocket: Family) -> None:
+    """Its lags are those of a text that nobody has read, while the caches hold another one."""
+    places = [i for i, feature in enumerate(begin(pocket)._tracker.table) if feature.name.startswith("lag_")]
+    first = begin(pocket, 40)
+    first.step(Arm("large", 3))
+    finish(begin(pocket, 40, Sampling(0.8, seed=3)), Arm("large", 3))
+    assert first.observation()[places].tolist() == [min(256, len(first.tokens) - 1)] * 3
+
+
+def test_who_read_a_draft_and_added_nothing_is_rolled_back(pocket: Family) -> None:
+    """A student that was asked behind another one's tokens, and hesitated, has read them, though they are not its own."""
+    session = begin(pocket, 64, Sampling(1.0, seed=3))
+    while not session.finished:
+        before = len(session.tokens)
+        if session.room >= 2:
+            session.draft("small")
+            assert session.draft("medium", Arm("medium", 1, min_margin=1e6)) is None
+        record = session.verify()
+        assert pocket.students["medium"].length <= before + record.num_accepted
+    assert session.text_tokens == own_text(pocket, session.tokens[: session.prompt_length], session.text_tokens, Sampling(1.0, seed=3))
+
+
+PASSES = {"the target's": lambda family: family.target, "a student's": lambda family: family.students["small"]}
+
+
+@pytest.mark.parametrize("whose", PASSES)
+@pytest.mark.parametrize("behind", [False, True], ids=["before it", "behind it"])
+def test_a_text_that_was_cut_off_goes_on(pocket: Family, whose: str, behind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted in any forward pass, by control-C in a notebook say, a session that goes on writes what it would have written."""
+    model, forward, left = PASSES[whose](pocket), CachedModel.forward, 0
+
+    def cut_off(self: CachedModel, *arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal left
+        left -= self is model
+        if self is model and left == 0 and not behind:
+            raise KeyboardInterrupt
+        logits = forward(self, *arguments, **options)
+        if self is model and left == 0:
+            raise KeyboardInterrupt
+        return logits
+
+    uncut = begin(pocket, 40)
+    finish(uncut, Arm("small", 3))
+    for count in range(1, 6):
+        session, other = begin(pocket, 40), begin(pocket, 40)
+        session.step(Arm("small", 3))
+        other.step(Arm("small", 1))  # so that the next pass of the target reads its text again
+        left = count
+        with monkeypatch.context() as patch:
+            patch.setattr(CachedModel, "forward", cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                finish(session, Arm("small", 3))
+        finish(session, Arm("small", 3))
+        assert session.text_tokens == uncut.text_tokens
 
 
 @pytest.mark.parametrize("length", [255, 300])

@@ -92,9 +92,9 @@ class Draft:
         self._sampler.check(self.tokens)
 
     def roll_back(self, stands: int) -> None:
-        """Drop from the caches of those who drafted what lies behind ``stands`` tokens of the sequence."""
-        for student in {d.student for d in self.tokens} - {LOOKUP}:
-            self._family.students[student].roll_back(stands)
+        """Drop from the students' caches what lies behind ``stands`` tokens of the sequence, whoever read it."""
+        for student in self._family.students.values():
+            student.roll_back(stands)
 
     def _add_at_once(self, student: str, steps: int) -> bool:
         """Draft ``steps`` tokens without the host waiting for any of them; return whether that can be done."""

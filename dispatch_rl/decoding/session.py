@@ -20,16 +20,13 @@ from dispatch_rl.decoding.rounds import Round, arm_name
 from dispatch_rl.decoding.sampling import Sampling
 from dispatch_rl.errors import UserError
 
-TokenPolicy = Callable[[tuple[DraftToken, ...]], str | None]
-"""Asked before every draft token with the draft so far: who drafts the next, or None to verify."""
-
 
 class DecodingSession:
     """The decoding of one prompt.
 
     The constructor reads the prompt and emits the first token. A round is then any number of :meth:`draft` calls and one :meth:`verify`;
     :meth:`step` does a whole round for an arm that was chosen in advance. A family's caches hold one text: a session that goes on after
-    another one reads its own text again, before the clock of its round starts.
+    another one, or after it was cut off in the middle of a pass, reads its own text again, before the clock of its round starts.
 
     Raises:
         UserError: The prompt is empty or leaves no room in the context, or ``max_new_tokens`` is below 1.
@@ -82,9 +79,14 @@ class DecodingSession:
         """Return the features before the next round ``[features]``."""
         match, _ = self._draft.lookup.find([])
         written = len(self.tokens)
-        lags = [written - 1 - student.length for student in self.family.students.values()]
+        lags = [written - 1 - read for read in self.read()]
         position = (written - self.prompt_length) / (self.limit - self.prompt_length)
         return self._tracker.observation(match, position, lags)
+
+    def read(self) -> list[int]:
+        """Return how much of this text, with its draft, each student has read (tokens): nothing, if the caches hold another one."""
+        held = self.family.target.reader is self
+        return [student.length if held else 0 for student in self.family.students.values()]
 
     def step(self, arm: Arm, on_failure: Callable[[Exception], None] | None = None) -> Round:
         """Do one round with ``arm``; the draft ends early where the text must end.
@@ -97,8 +99,9 @@ class DecodingSession:
         self._begin_round()
         try:
             self._draft.add_all(arm)
-        except Exception as error:
-            if on_failure is None:
+        except BaseException as error:
+            if on_failure is None or not isinstance(error, Exception):
+                self._abandon()
                 raise
             self._draft.tokens = []
             on_failure(error)
@@ -111,15 +114,6 @@ class DecodingSession:
                 raise
             on_failure(error)
         return record
-
-    def step_by_token(self, policy: TokenPolicy) -> Round:
-        """Do one round in which ``policy`` is asked before every draft token."""
-        self._begin_round()
-        while self.room > 0:
-            student = policy(self.drafted)
-            if student is None or student == NONE or self.draft(student) is None:
-                break
-        return self.verify()
 
     def draft(self, student: str, arm: Arm | None = None, clarity: bool = False) -> DraftToken | None:
         """Let ``student`` draft the next token; its catch-up is part of the same forward pass.
@@ -135,7 +129,11 @@ class DecodingSession:
         self._begin_round()
         if self.room < 1:
             raise ValueError("the text has no room for another draft token")
-        return self._draft.add(student, arm, clarity)
+        try:
+            return self._draft.add(student, arm, clarity)
+        except BaseException:
+            self._abandon()
+            raise
 
     def pause(self) -> None:
         """Stop the clock of the round until :meth:`draft` or :meth:`verify` is called: what happens meanwhile is not decoding."""
@@ -145,6 +143,13 @@ class DecodingSession:
     def verify(self, arm: str | None = None) -> Round:
         """Let the target judge the draft, commit what stands, and return the record of the round."""
         self._begin_round()
+        try:
+            return self._judged(arm)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _judged(self, arm: str | None) -> Round:
         began = perf_counter()
         verdict = judge(self.family, self._sampler, self.tokens[-1], self._draft.tokens, len(self.tokens), self._draft.draw)
         entropies = verdict.statistics.entropy_nats.tolist()
@@ -182,15 +187,22 @@ class DecodingSession:
             self._claim_caches()
             self.family.target.forward(torch.tensor(self.tokens[:-1], device=self.family.device), rows=1)
             self.family.synchronise()
+            self.family.target.reader = self
         elif self._paused is None and self._round_began is not None:
             return
         now = perf_counter()
         self._round_began = now if self._round_began is None else self._round_began + now - left
         self._paused = None
 
+    def _abandon(self) -> None:
+        """Drop the round, which was cut off, and what it may have left in the caches."""
+        self.family.target.reader = None
+        self._draft.next_round()
+        self._round_began = self._paused = None
+
     def _claim_caches(self) -> None:
-        """Empty the family's caches for this text; students will read it when they are chosen."""
-        self.family.target.reader = self
+        """Empty the family's caches; whoever does so is their reader once the target has read its text, students when they are chosen."""
+        self.family.target.reader = None
         self.family.target.start(self.limit + ROOM_FOR_HEDGES)
         self._draft.start_students()
 
@@ -204,6 +216,7 @@ class DecodingSession:
         self._draft.lookup.extend(prompt)
         self._tracker.start(float(seen.entropy_nats[0]), float(seen.top1_probability[0]), float(seen.margin[0]))
         self._commit([first], 0)
+        self.family.target.reader = self
 
     def _commit(self, emitted: list[int], accepted: int, hedge_row: int | None = None) -> None:
         """Append ``emitted`` and drop from every cache what did not stand; ``hedge_row`` says where a second choice that did was read."""
