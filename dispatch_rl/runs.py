@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dispatch_rl.errors import UserError
+from dispatch_rl.errors import UserError, first_line
 
 _PACKAGES = ("torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
 
@@ -191,8 +191,15 @@ def _step_of(line: str) -> float:
 
 
 def read_json(path: Path, otherwise: Any) -> Any:
-    """Return what a JSON file holds, or ``otherwise`` if there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else otherwise
+    """Return what a JSON file holds, or ``otherwise`` if there is none.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else otherwise
+    except ValueError as error:
+        raise UserError(f"{path}: it is damaged: {first_line(error)}; remove it to go on without it") from error
 
 
 def _command() -> list[str]:

@@ -49,7 +49,9 @@ class SweepConfig:
         if self.seed < 0:
             raise UserError(f"seed: {self.seed} is below 0")
         if self.name is not None and self.name != folder_name(self.name):
-            raise UserError(f"name: '{self.name}' may hold letters, digits, '.', '_' and '-', and begins with none of the last three")
+            raise UserError(
+                f"name: '{self.name}' is no name of a sweep: use letters, digits, '.', '_' and '-', and begin with a letter or a digit"
+            )
 
 
 def folder_name(name: str) -> str:

@@ -10,12 +10,13 @@ from dispatch_rl.config import TrainConfig
 from dispatch_rl.decoding.features import Feature
 from dispatch_rl.envs.replay_vector import ReplayVecEnv, ReplayVectorEnv
 from dispatch_rl.envs.tally import Tally
-from dispatch_rl.iterating import Race, iterate
 from dispatch_rl.iteration import PolicyIteration
 from dispatch_rl.learning import build_learner, start_from
 from dispatch_rl.policies.network import NetworkPolicy
-from dispatch_rl.recorder import Recorder, Selection
+from dispatch_rl.race import Race, iterate
+from dispatch_rl.recorder import Recorder
 from dispatch_rl.replay.world import ReplayWorld
+from dispatch_rl.selection import Selection
 
 Progress = Callable[[int, str], None]
 """Told the number of rounds learned from and a line about them."""

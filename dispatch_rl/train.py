@@ -218,7 +218,7 @@ class Training:
         from dispatch_rl.envs.replay_vector import ReplayVecEnv
         from dispatch_rl.policies.network import NetworkPolicy
         from dispatch_rl.progress import progress_bar
-        from dispatch_rl.recorder import Selection
+        from dispatch_rl.selection import Selection
         from dispatch_rl.teaching import learn_by_sampling, learn_on_replay
 
         selection = Selection(self.folder, tracking, validate)

@@ -1,6 +1,7 @@
 """Real decoding as an environment: real models, real caches, a real clock."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from dispatch_rl.envs.replay import observation_space
 from dispatch_rl.envs.reward import Reward
 from dispatch_rl.errors import UserError
 from dispatch_rl.prompts import Prompt, Split, prompts
+
+_MOST_EMPTY = 100
+"""Texts without anything to decide that are passed over, one after the other."""
 
 Observation = NDArray[np.float32]
 
@@ -133,14 +137,19 @@ class LiveDecodingEnv(gym.Env[Observation, np.int64]):
             if self.session.finished:
                 raise UserError("options['prompt']: the text ends with its first token, which leaves nothing to decide")
         else:
-            self._begin(next(self._prompts))
-            while self.session.finished:
-                self._begin(next(self._prompts))
+            for prompt in islice(self._prompts, _MOST_EMPTY):
+                self._begin(prompt)
+                if not self.session.finished:
+                    break
+            else:
+                raise UserError(f"prompts.source: {_MOST_EMPTY} texts, one after the other, end with their first token; nothing to decide")
         return self._begun(), self._info(None)
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         if not self.action_space.contains(action):
             raise gym.error.InvalidAction(f"{action!r} is not in 0 ... {len(self.arms) - 1}")
+        if self.session.finished:
+            raise gym.error.ResetNeeded("the text has ended; call reset() before step()")
         record = self.session.step(self.arms[int(action)])
         return self.session.observation(), self.reward(record), self.session.finished, False, self._info(record)
 

@@ -111,6 +111,8 @@ class LiveTokenEnv(LiveDecodingEnv):
         session = self.session
         if not self.action_space.contains(action):
             raise gym.error.InvalidAction(f"{action!r} is not in 0 ... {len(self.action_names) - 1}")
+        if session.finished:
+            raise gym.error.ResetNeeded("the text has ended; call reset() before step()")
         before_ms = session.draft_ms
         verifies = int(action) == len(self.action_names) - 1
         if not verifies and self.tracker.left > 0:

@@ -92,7 +92,7 @@ class ReplayDecodingEnv(gym.Env[Observation, np.int64]):
         if options and "prompt" in options:
             text = options["prompt"]
             if isinstance(text, bool) or not isinstance(text, int | np.integer) or text not in self.world.texts:
-                raise UserError(f"options['prompt']: {text!r} is no text with anything to decide; there are {len(self.world.texts)}")
+                raise UserError(f"options['prompt']: {text!r} is no text with anything to decide; world.texts has {len(self.world.texts)}")
         if self._episode is None:
             self._episode = Episodes(self.world, 1)
         self._episode.restart(np.array([0]), np.array([text]))

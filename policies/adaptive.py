@@ -144,8 +144,6 @@ class AdaptivePolicy(Policy):
         self._last = emitted, latency_ms
         self._total_ms += latency_ms
         self._rounds += 1
-        if self.learned.learns and self.expert == 0:
-            self.learned.update(action, emitted, latency_ms)
 
     def estimates(self) -> list[Estimate]:
         """Return how much longer than the leader's a token of every expert takes in the conditions of now ``[experts]``."""

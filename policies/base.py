@@ -15,7 +15,7 @@ class Policy(Protocol):
     learns: bool = False
     """Whether it learns while it decodes, so that its texts must be decoded one after the other."""
     looks: bool = True
-    """Whether it looks at where students would have been right, so that those that read along in replay do so at its expense."""
+    """Whether it reads the features. If so, replay charges it for the students that read along (:mod:`dispatch_rl.replay.hindsight`)."""
 
     def reset(self) -> None:
         """Begin a new text. A policy without memory inherits this and does nothing."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dispatch_rl import recorder, train
+from dispatch_rl import selection, train
 from dispatch_rl.policies.network import NetworkPolicy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,16 +36,16 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def killed_at_validation(number: int, training: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a training until it has validated ``number`` times and wants to again."""
-    consider = recorder.Selection.consider
+    consider = selection.Selection.consider
     done: list[float] = []
 
-    def killed(self: recorder.Selection, step: int, policy: NetworkPolicy) -> float:
+    def killed(self: selection.Selection, step: int, policy: NetworkPolicy) -> float:
         if len(done) == number:
             raise KeyboardInterrupt
         done.append(consider(self, step, policy))
         return done[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(recorder.Selection, "consider", killed)
+        patch.setattr(selection.Selection, "consider", killed)
         with pytest.raises(KeyboardInterrupt):
             training()

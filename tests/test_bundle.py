@@ -77,6 +77,7 @@ def _swap_features(values: dict[str, Any]) -> None:
         (_edited(arms=[]), "arms: the list is empty"),
         (_edited(arms=[{"student": "huge", "length": 5}]), "arms: arms: unknown student 'huge'"),
         (_edited(arms=[{"student": "small", "length": "5"}]), "arms: TypeError"),
+        (_edited(arms=[{"student": "small", "length": 5, "min_margin": "x"}]), "arms: min_margin of 'small' is 'x'; it must be a number"),
         (_edited(arms=[{"student": "small", "length": 2.5}]), "is not a student and a length"),
         (
             _edited(arms=[{"student": "small", "length": 5}]),
@@ -92,6 +93,9 @@ def _swap_features(values: dict[str, Any]) -> None:
         (_edited(family={"target": {"path": "pocket:target"}}), "family: KeyError: 'students'"),
         (lambda values: values["family"].update(dtype="int3"), "family: dtype 'int3' is none of float32"),
         (lambda values: values["family"].update(trust_remote_code=True), "family: TypeError"),
+        (lambda values: values["family"].update(threads=2.5), "family: family.threads: 2.5 is not a whole number of at least 1"),
+        (lambda values: values["family"].update(max_context="9"), "family: family.max_context: '9' is not a whole number of at least 2"),
+        (lambda values: values["family"].update(graphs=3), "family: family.graphs: 3 is neither true nor false"),
         (lambda values: values["sampling"].update(temperature=-1), "sampling: sampling.temperature: -1"),
         (lambda values: values["sampling"].update(temperature=None), "sampling: sampling.temperature: None is not a number"),
         (lambda values: values["sampling"].update(top_k=2.5), "sampling: sampling.top_k: 2.5 is not an integer"),

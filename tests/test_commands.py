@@ -153,6 +153,7 @@ def test_printed_configuration_is_a_configuration(tmp_path: Path, capsys: pytest
         ("recording: {max_draft_length: 300}", "recording.max_draft_length: 300"),
         ("recording: {shard_size: 0}", "recording.shard_size: 0"),
         ("profiling: {rounds: 1}", "profiling.rounds: 1"),
+        ("profiling: {seed: -1}", "profiling.seed: -1 is not in 0 ... 2**32 - 1"),
         ("validate_every: 0", "validate_every: 0"),
         ("ppo: {batch_size: 0}", "ppo.batch_size"),
         ("ppo: {batch_size: 1}", "ppo.batch_size: 1 is not at least 2"),

@@ -1,6 +1,7 @@
 """The live environment passes both checkers, shows what it does, and pays what it says."""
 
 import warnings
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -84,6 +85,23 @@ def test_a_prompt_of_ones_own(env: LiveDecodingEnv) -> None:
         env.reset(options={"prompt": ""})
     with pytest.raises(UserError, match=r"options\['prompt'\]: 5 is no text"):
         env.reset(options={"prompt": 5})
+
+
+def test_a_text_that_has_ended_wants_a_reset(env: LiveDecodingEnv) -> None:
+    """In the words of Gymnasium, as in replay."""
+    env.reset(seed=1)
+    while not env.session.finished:
+        env.step(0)
+    with pytest.raises(gym.error.ResetNeeded, match="the text has ended"):
+        env.step(0)
+
+
+def test_texts_without_anything_to_decide_come_to_an_end(pocket: Family) -> None:
+    """A target that ends every text with its first token is told of, not waited for."""
+    silent = replace(pocket, eos_token_ids=frozenset(range(pocket.vocab)))
+    env = LiveDecodingEnv(DecodingConfig(), reward=RewardConfig(reference_ms_per_token=3.0), family=silent)
+    with pytest.raises(UserError, match="100 texts, one after the other, end with their first token"):
+        env.reset(seed=0)
 
 
 def test_info_has_the_same_keys_at_reset_and_step(env: LiveDecodingEnv) -> None:

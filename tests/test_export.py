@@ -87,6 +87,11 @@ def test_export_refuses_what_is_not_there(run: Path, tmp_path: Path) -> None:
         export.main([str(run), f"--output={tmp_path}/bundle", "--policy=oracle"])
     with pytest.raises(UserError, match="is not the folder of a run"):
         export.main([str(tmp_path), f"--output={tmp_path}/bundle"])
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run, damaged)
+    (damaged / "evaluation.json").write_text("{")
+    with pytest.raises(UserError, match=r"evaluation\.json: it is damaged: .*; remove it to go on without it$"):
+        export.main([str(damaged), f"--output={tmp_path}/bundle"])
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"output: .* exists and is not a bundle"):
         export.main([str(run), f"--output={tmp_path}/file"])

@@ -10,9 +10,9 @@ import pytest
 from dispatch_rl.config import PolicyIterationConfig
 from dispatch_rl.decoding.arms import NONE, Arm
 from dispatch_rl.errors import UserError
-from dispatch_rl.iterating import Race
 from dispatch_rl.iteration import PolicyIteration
 from dispatch_rl.policies.base import Observation, Policy
+from dispatch_rl.race import Race
 from dispatch_rl.replay.oracle import cheapest
 from dispatch_rl.replay.running import best_fixed_latency_ms, replay
 from dispatch_rl.replay.world import ReplayWorld

@@ -9,8 +9,8 @@ import pytest
 
 from dispatch_rl.policies.base import Policy
 from dispatch_rl.policies.network import NetworkPolicy
-from dispatch_rl.recorder import Selection
 from dispatch_rl.runs import RunFolder
+from dispatch_rl.selection import Selection
 from dispatch_rl.tracking.base import Tracking
 from dispatch_rl.tracking.lines import LinesTracker
 

@@ -13,9 +13,9 @@ from dispatch_rl.config import PolicyIterationConfig, PPOConfig, ReplayConfig, T
 from dispatch_rl.decoding.arms import NONE, Arm
 from dispatch_rl.policies.fixed import FixedPolicy
 from dispatch_rl.policies.network import NetworkPolicy
-from dispatch_rl.recorder import Selection
 from dispatch_rl.replay.running import replay
 from dispatch_rl.replay.sources import open_replay
+from dispatch_rl.selection import Selection
 from dispatch_rl.study.crew import train_all
 from dispatch_rl.study.data import Data
 from dispatch_rl.study.measuring import over_seeds

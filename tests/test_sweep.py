@@ -76,7 +76,8 @@ def test_a_killed_sweep_goes_on_and_two_processes_share_it(tmp_path: Path) -> No
     arguments = [str(path), f"--runs={tmp_path}", "--name=shared", f"--json={tmp_path}/rows.json"]
     folder = tmp_path / "shared"
     first = start(*arguments)
-    until(lambda: (folder / "run-001" / "state" / "state.json").is_file())
+    until(lambda: (folder / "run-001" / "state" / "state.json").is_file() or first.poll() is not None)
+    assert first.poll() is None, first.communicate()[0]
     training = children(first)
     for pid in (first.pid, *training):
         os.kill(pid, signal.SIGKILL)

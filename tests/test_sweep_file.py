@@ -163,6 +163,7 @@ def test_a_lone_run_is_never_stopped() -> None:
         ({"metric": None}, "metric: it needs a name"),
         ({"metric": {"name": "x", "goal": "min"}}, "metric.goal: 'min' is not minimize or maximize"),
         ({"metric": {"name": "x", "gaol": "minimize"}}, "metric.gaol: there is no such key; did you mean goal?"),
+        ({"metric": {"name": "x", "impute": "worst"}}, "metric.impute: only W&B's server can do this"),
         ({"run_cap": 0}, "run_cap: 0 is not an integer of at least 1"),
         ({"parameters": None}, "parameters: it holds no parameters"),
         ({"parameters": {"ppo.gama": {"value": 1}}}, "parameters.ppo.gama: dispatch_rl.train has no such option; did you mean ppo.gamma?"),

@@ -163,3 +163,7 @@ def test_a_draft_of_no_length_is_refused(pocket: Family, longest: int) -> None:
     env.reset(seed=0)
     with pytest.raises(gym.error.InvalidAction, match=r"5 is not in 0 \.\.\. 4"):
         env.step(5)
+    while not env.step(4)[2]:
+        pass
+    with pytest.raises(gym.error.ResetNeeded, match="the text has ended"):
+        env.step(0)

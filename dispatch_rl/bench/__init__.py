@@ -21,5 +21,6 @@ def main(argv: Sequence[str]) -> None:
         print("\n".join(["usage: python -m dispatch_rl.bench NAME [--help]", "", *lines]))
         return
     if name not in BENCHMARKS:
-        raise UserError(f"bench: there is no benchmark '{name}'; there are {', '.join(BENCHMARKS)}")
+        what = f"there is no benchmark '{name}'; there are" if name else "name a benchmark:"
+        raise UserError(f"bench: {what} {', '.join(BENCHMARKS)}")
     import_module(f"dispatch_rl.bench.{name}").main(argv[1:])

@@ -63,6 +63,8 @@ class DecodeBenchConfig:
             raise UserError(f"num_tuning_prompts: {self.num_tuning_prompts} is not at least 1")
         if not self.random_weights and self.students is not None:
             raise UserError("students: it says what random_weights builds; without it, --student says who drafts")
+        if self.bundle is not None and self.student is not None:
+            raise UserError("student: it has no meaning with bundle, whose policy says who drafts")
         for key, usual in (("student", None), ("bundle", None), ("prompts", PromptConfig(max_new_tokens=128))):
             if self.random_weights and getattr(self, key) != usual:
                 raise UserError(f"{key}: it has no meaning with random_weights, which measures all students on random tokens")

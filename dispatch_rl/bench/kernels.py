@@ -175,7 +175,8 @@ def main(argv: Sequence[str]) -> None:
     """Run the benchmark, print its table and write its rows."""
     parser = cli.make_parser(KernelBenchConfig, "bench kernels", KernelBenchConfig.__doc__ or "")
     config = cli.build(KernelBenchConfig, parser, cli.parse(parser, argv))
-    cli.check_file("csv", config.csv)
+    for key in ("csv", "json"):
+        cli.check_file(key, getattr(config, key))
     rows = bench_kernels(config)
     device = rows[0]["device"]
     print(f"{device}; {config.vocab} columns, bfloat16; copy bandwidth {rows[0]['copy_gb_per_s']:.0f} GB/s; all kernels agree\n")

@@ -13,7 +13,7 @@ import numpy as np
 
 from dispatch_rl import cli
 from dispatch_rl.config import PPOConfig, TrainConfig
-from dispatch_rl.errors import UserError
+from dispatch_rl.errors import UserError, check_seed
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -55,6 +55,7 @@ class ReplayBenchConfig:
         for key in ("tokens", "num_envs", "seconds", "ppo_steps", "ppo_envs", "batch_size", "n_epochs", "repeats"):
             if not getattr(self, key) > 0:
                 raise UserError(f"{key}: {getattr(self, key)} is not above 0")
+        check_seed("seed", self.seed)
 
 
 def made_up_world(tokens: int, seed: int) -> "ReplayWorld":

@@ -72,10 +72,14 @@ class FamilyConfig:
     def __post_init__(self) -> None:
         if reserved := set(self.students).intersection(RESERVED_NAMES):
             raise UserError(f"family.students: the name '{reserved.pop()}' is reserved; choose another")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"family.threads: {self.threads} is not at least 1")
-        if self.max_context is not None and self.max_context < 2:
-            raise UserError(f"family.max_context: {self.max_context} is not at least 2")
+        # A bundle is read without the command line's checks.
+        for key, least in (("threads", 1), ("max_context", 2)):
+            count = getattr(self, key)
+            if count is not None and (not isinstance(count, int) or count < least):
+                raise UserError(f"family.{key}: {count!r} is not a whole number of at least {least}")
+        for key in ("check_memory", "graphs"):
+            if not isinstance(getattr(self, key), bool):
+                raise UserError(f"family.{key}: {getattr(self, key)!r} is neither true nor false")
 
     @property
     def sources(self) -> dict[str, ModelSource]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dispatch_rl.decoding.arms import Arm
-from dispatch_rl.errors import UserError
+from dispatch_rl.errors import UserError, check_seed
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class ProfilingConfig:
     def __post_init__(self) -> None:
         if self.rounds < 100:
             raise UserError(f"profiling.rounds: {self.rounds} is not at least 100")
+        check_seed("profiling.seed", self.seed)
         if any(length < 1 for length in self.draft_lengths):
             raise UserError(f"profiling.draft_lengths: {self.draft_lengths} has a length below 1")
         if self.longest_context < 64:

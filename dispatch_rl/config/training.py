@@ -57,8 +57,9 @@ class TrainConfig(DecodingConfig):
     env: Literal["replay", "live"] = "replay"
     """replay learns from recorded traces, in a minute; live learns from real decoding, in real time."""
     algo: Algorithm | None = None
-    """Who learns. DQN, QR-DQN and policy iteration, which follows the consequences of every arm, are for replay. null means policy
-    iteration, or PPO where the training is live or a key of ppo or reward.acceptance_weight is given."""
+    """The learning algorithm. DQN, QR-DQN and policy iteration, which follows the consequences of every arm, are for replay. null means
+    policy iteration, or PPO where the training is live, an option of ppo is given, or a key of ppo or reward.acceptance_weight is not what
+    it is by default."""
     init: Path | None = None
     """Folder of a finished run whose policy is the starting point, as to fine-tune a replayed policy live (PPO)."""
     seed: int = 0
@@ -74,13 +75,13 @@ class TrainConfig(DecodingConfig):
     threshold: ThresholdConfig = ThresholdConfig()
     """The baseline policy."""
     ppo: PPOConfig = PPOConfig()
-    """The learner."""
+    """Settings of --algo ppo."""
     dqn: DQNConfig = DQNConfig()
-    """Another learner."""
+    """Settings of --algo dqn."""
     qrdqn: QRDQNConfig = QRDQNConfig()
-    """Another learner."""
+    """Settings of --algo qrdqn."""
     policy_iteration: PolicyIterationConfig = PolicyIterationConfig()
-    """Another learner."""
+    """Settings of --algo policy_iteration."""
     num_envs: int = 256
     """Texts that are replayed side by side, to learn from by ppo, dqn and qrdqn."""
     validate_every: int | None = None
@@ -97,7 +98,9 @@ class TrainConfig(DecodingConfig):
 
     def __post_init__(self) -> None:
         if not _RUN_NAME.fullmatch(self.name):
-            raise UserError(f"name: '{self.name}' may hold letters, digits, '.', '_' and '-', and begins with none of the last three")
+            raise UserError(
+                f"name: '{self.name}' is no name of a run: use letters, digits, '.', '_' and '-', and begin with a letter or a digit"
+            )
         for key in ("validate_every", "validation_prompts", "num_envs"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise UserError(f"{key}: {getattr(self, key)} is not at least 1")

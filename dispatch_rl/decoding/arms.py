@@ -54,8 +54,8 @@ class Arm:
             raise UserError(f"arms: the draft length of '{self.student}' is {self.length}; it must be at least 1")
         for key in ("min_margin", "max_entropy", "min_confidence", "hedge_below"):
             limit = getattr(self, key)
-            if limit is not None and not 0 <= limit < float("inf"):
-                raise UserError(f"arms: {key} of '{self.student}' is {limit}; it must be a number of at least 0")
+            if limit is not None and not (isinstance(limit, int | float) and 0 <= limit < float("inf")):
+                raise UserError(f"arms: {key} of '{self.student}' is {limit!r}; it must be a number of at least 0")
             if limit is not None and self.student in RESERVED_NAMES:
                 raise UserError(f"arms: '{self.student}' has no scores of its own, so it cannot have {key}")
         if self.min_confidence is not None and not 0 < self.min_confidence < 1:

@@ -229,14 +229,14 @@ def find_device(name: str) -> torch.device:
     """Return the device of a configuration; ``auto`` is the GPU if there is one.
 
     Raises:
-        UserError: It is not to be had here.
+        UserError: It is not available here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device  # with its number, as tensors have it
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"family.device: '{name}' is not to be had here: {first_line(error)}") from error
+        raise UserError(f"family.device: '{name}' is not available here: {first_line(error)}") from error
 
 
 def _eos_token_ids(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

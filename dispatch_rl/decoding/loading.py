@@ -107,11 +107,13 @@ def resolve(source: ModelSource) -> str:
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Hide transformers' bars about weights that are read from disk; the hub's own bars for downloads stay."""
+    shown = transformers.logging.is_progress_bar_enabled()
     transformers.logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers.logging.enable_progress_bar()
+        if shown:
+            transformers.logging.enable_progress_bar()
 
 
 def _direct(device: torch.device) -> bool:

@@ -14,12 +14,6 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.make_parser(Recipe, "pocket", _DESCRIPTION)
     namespace = cli.parse(parser, argv)
     recipe = cli.build(Recipe, parser, namespace)
-    if missing := [folder for folder in recipe.folders if not folder.is_dir()]:
-        raise UserError(f"folders: there is no folder {missing[0]}")
-    if recipe.init_step is not None and recipe.init is None:
-        raise UserError("init_step: needs init, a family to begin with")
-    if not 0 <= recipe.first_step <= recipe.optimisation.steps:
-        raise UserError(f"init_step: {recipe.init_step} is not between 0 and optimisation.steps, {recipe.optimisation.steps}")
     for name in ("target/tokenizer.json", "TRAINING.md"):
         if recipe.init is not None and not (recipe.init / name).is_file():
             raise UserError(f"init: {recipe.init} is no family of this command; it has no {name}")

@@ -1,8 +1,10 @@
 """What a family is made of and how it is trained. Imports nothing heavy."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
+
+from dispatch_rl.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class ModelSize:
     layers: int
     """Number of transformer layers."""
     heads: int
-    """Attention heads; must divide hidden_size."""
+    """Attention heads; each must have an even share of hidden_size."""
     intermediate_size: int
     """Width of the gated feed-forward."""
 
@@ -101,6 +103,22 @@ class Recipe:
     """Compile the training step (needs a C++ compiler on CPU)."""
     threads: int = 2
     """CPU threads."""
+
+    def __post_init__(self) -> None:
+        for key in ("vocab_size", "window", "max_position_embeddings", "batch_rows", "checkpoint_every", "threads"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key}: {getattr(self, key)} is not at least 1")
+        for key, size in {"target": self.target, **{f"students.{name}": size for name, size in self.students.items()}}.items():
+            if least := [field.name for field in fields(size) if getattr(size, field.name) < 1]:
+                raise UserError(f"{key}.{least[0]}: {getattr(size, least[0])} is not at least 1")
+            if size.hidden_size % (2 * size.heads):
+                raise UserError(f"{key}.heads: {size.heads} heads do not have an even share of hidden_size, {size.hidden_size}, each")
+        if missing := [folder for folder in self.folders if not folder.is_dir()]:
+            raise UserError(f"folders: there is no folder {missing[0]}")
+        if self.init_step is not None and self.init is None:
+            raise UserError("init_step: needs init, a family to begin with")
+        if not 0 <= self.first_step <= self.optimisation.steps:
+            raise UserError(f"init_step: {self.init_step} is not between 0 and optimisation.steps, {self.optimisation.steps}")
 
     @property
     def first_step(self) -> int:

@@ -73,11 +73,12 @@ def measure(
         if len(overheads) >= settings.rounds:
             break
     part_wholes(wholes, samples)
+    known = {name for (name, query), rows in samples.items() if query > 0 and rows}
     return Profile(
         device=family.device_name(),
         dtype=str(next(family.target.model.parameters()).dtype).removeprefix("torch."),
-        models={name: latency(samples, name, texts) for name in (TARGET, *family.students, LOOKUP)},
-        after={name: latency(samples, _behind(name), texts) for name in family.students},
+        models={name: latency(samples, name, texts) for name in (TARGET, *family.students, *({LOOKUP} & known))},
+        after={name: latency(samples, _behind(name), texts) for name in family.students if _behind(name) in known},
         overhead_ms=float(np.median(overheads)),
         token_ms=_noise_ms_per_token(family, config),
         watch_ms=watch_ms(samples, tuple(family.students)),

@@ -5,6 +5,7 @@ from statistics import median
 
 import numpy as np
 
+from dispatch_rl.errors import UserError
 from dispatch_rl.replay.measured_texts import MeasuredTexts
 from dispatch_rl.replay.profile import ForwardLatency
 
@@ -36,10 +37,14 @@ def watch_ms(samples: Samples, students: Sequence[str]) -> float:
 
 
 def latency(samples: Samples, name: str, texts: MeasuredTexts) -> ForwardLatency:
-    """Sort the measurements of one model into a grid. An empty cell takes the value of the cell with the next shorter context."""
+    """Sort the measurements of one model into a grid. An empty cell takes the value of the cell with the next shorter context.
+
+    Raises:
+        UserError: There are none.
+    """
     found = {query: rows for (model, query), rows in samples.items() if model == name and query > 0}
     if not found:
-        return ForwardLatency((1,), (1,), ((0.0,),))
+        raise UserError(f"profiling.rounds: they were too few to measure '{name}' at all; give more")
     most = max(map(len, found.values()))
     found = {query: rows for query, rows in found.items() if len(rows) >= min(_ENOUGH, most)}
     edges, middles = texts.grid(max(context for rows in found.values() for context, _ in rows))

@@ -22,6 +22,9 @@ Method = Literal["coupled", "rejection"]
 class AdaptiveDecoder:
     """A family and the policy that dispatches in it. Decodes one text at a time; streams and threads take turns by round.
 
+    An adaptive policy takes texts that take turns for one text: if they are of different sorts, give each a decoder of its own, with the
+    same ``family``.
+
     Args:
         family: The models.
         policy: Chooses an arm before every round.

@@ -28,7 +28,7 @@ class Generated:
     tokens: tuple[int, ...]
     """All tokens, the end-of-sequence token or those of the stop string included."""
     finish_reason: Literal["stop", "length"]
-    """stop: an end-of-sequence token or a stop string; length: the limit or the end of the context."""
+    """stop: an end-of-sequence token or a stop string; length: the limit, the end of the context, or a stopping criterion."""
     metrics: Mapping[str, Any]
     """vLLM's speculation metrics over the rounds; times in milliseconds; the part of the rounds' time that was spent on decisions."""
     failure: str | None = None

@@ -17,11 +17,11 @@ from torch import Tensor
 from dispatch_rl.decoding.families import Family, load_family
 from dispatch_rl.decoding.features import Feature
 from dispatch_rl.errors import UserError
-from dispatch_rl.iterating import Race
 from dispatch_rl.iteration import PolicyIteration
 from dispatch_rl.policies.base import Actions, Policy
 from dispatch_rl.policies.network import NetworkPolicy
 from dispatch_rl.prompts import Split
+from dispatch_rl.race import Race
 from dispatch_rl.replay.running import replay
 from dispatch_rl.replay.traces import Traces
 from dispatch_rl.replay.world import ReplayWorld

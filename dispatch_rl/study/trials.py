@@ -8,9 +8,9 @@ from pathlib import Path
 from dispatch_rl import __version__
 from dispatch_rl.config import TrainConfig
 from dispatch_rl.policies.network import NetworkPolicy
-from dispatch_rl.recorder import Selection
 from dispatch_rl.replay.fingerprint import digest
 from dispatch_rl.runs import RunFolder
+from dispatch_rl.selection import Selection
 from dispatch_rl.study.data import Data
 from dispatch_rl.teaching import learn_on_replay
 from dispatch_rl.tracking.base import Tracking

@@ -16,7 +16,7 @@ from dispatch_rl.sweeping.stopping import Hyperband, read_stopping
 from dispatch_rl.sweeping.suggestions import among, option
 
 METHODS = ("grid", "random", "bayes")
-_METRIC_KEYS = {"name", "goal", "target", "impute", "impute_while_running"}
+_METRIC_KEYS = {"name", "goal", "target"}
 _KEYS = {"program", "method", "metric", "parameters", "early_terminate", "command", "run_cap", "name", "description"}
 _FOR_WANDB = {"entity", "project", "apiVersion", "kind", "controller"}
 """Keys that say where W&B keeps a sweep; nothing is done with them here."""
@@ -138,6 +138,8 @@ def _metric(given: Any, path: Path) -> Metric:
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
         raise UserError(f"{path}: metric: it needs a name, as validation/latency_ms_per_token, and a goal")
     for key in given:
+        if key in ("impute", "impute_while_running"):
+            raise UserError(f"{path}: metric.{key}: only W&B's server can do this")
         if key not in _METRIC_KEYS:
             raise UserError(f"{path}: metric.{key}: there is no such key{among(key, _METRIC_KEYS)}")
     goal, target = given.get("goal", "minimize"), given.get("target")

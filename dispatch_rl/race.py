@@ -12,8 +12,8 @@ from dispatch_rl import checkpoints
 from dispatch_rl.config import PolicyIterationConfig
 from dispatch_rl.decoding.arms import LOOKUP, NONE
 from dispatch_rl.iteration import PolicyIteration
-from dispatch_rl.recorder import Selection
 from dispatch_rl.replay.world import ReplayWorld
+from dispatch_rl.selection import Selection
 
 Learner = TypeVar("Learner", bound=PolicyIteration)
 
