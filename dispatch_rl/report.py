@@ -6,6 +6,7 @@ from typing import Any
 
 from dispatch_rl.comparison import ORACLE, Comparison, Evaluation
 from dispatch_rl.contestants import BEST_FIXED, LEARNED, THRESHOLD
+from dispatch_rl.text_table import text_table
 
 Row = dict[str, Any]
 HEADER = ["policy", "ms/token", "95 % interval", "speed-up", "gap closed", "accept length", "accept rate", "predicted", "decision"]
@@ -45,10 +46,7 @@ def used_columns(rows: Sequence[Row]) -> list[int]:
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as an aligned table, slowest policy first."""
     columns = used_columns(rows)
-    lines = [[line[i] for i in columns] for line in (HEADER, *(cells(row) for row in rows))]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+    return text_table([[line[i] for i in columns] for line in (HEADER, *(cells(row) for row in rows))])
 
 
 def title(comparison: Comparison) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dispatch_rl import cli
 from dispatch_rl.errors import UserError, first_line
+from dispatch_rl.text_table import text_table
 
 if TYPE_CHECKING:
     from dispatch_rl.bench.case import Case
@@ -158,9 +159,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as an aligned table."""
-    lines = [HEADER, *(cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return text_table([HEADER, *(cells(row) for row in rows)])
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -17,6 +17,7 @@ from dispatch_rl.errors import UserError, first_line
 from dispatch_rl.progress import progress_bar
 from dispatch_rl.replay.measuring import measure
 from dispatch_rl.replay.profile import TARGET, ForwardLatency, Profile
+from dispatch_rl.text_table import text_table
 from dispatch_rl.utilisation import describe, watch_gpu
 
 Row = dict[str, Any]
@@ -113,10 +114,8 @@ def table(rows: Sequence[Row]) -> str:
             lines.setdefault((row["model"], _part_name(row)), {})[row["context"]] = row
     heads = ["model", "part", *(f"ms, text of {context}" for context in contexts), "floor ms", "over the floor"]
     cells = [heads, *([*key, *(_cell(found.get(c)) for c in contexts), *_floor(list(found.values()))] for key, found in lines.items())]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     besides = next(row["median_ms"] for row in rows if row["part"] == BESIDES)
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:], f"{BESIDES}: {besides:.3f} ms (features, bookkeeping, noise)"])
+    return f"{text_table(cells)}\n{BESIDES}: {besides:.3f} ms (features, bookkeeping, noise)"
 
 
 def _part_name(row: Row) -> str:

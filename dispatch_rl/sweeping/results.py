@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial
 
 from dispatch_rl.sweeping.space import Parameter
 from dispatch_rl.sweeping.study import ENDED, SweepStudy, command_of, history, run_name
+from dispatch_rl.text_table import text_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,9 +51,7 @@ def table(found: Sequence[Row], parameters: Sequence[Parameter]) -> str:
         value = "" if row["value"] is None else f"{row['value']:.5g}"
         chosen = [_cell(row["parameters"][name]) for name in searched]
         lines.append([Path(row["run"]).name, value, str(row["validations"]), row["state"], *chosen])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+    return text_table(lines)
 
 
 def _cell(value: Any) -> str:
