@@ -146,12 +146,14 @@ def test_where_a_text_stands_does_not_tell_its_end(tmp_path: Path) -> None:
 
 
 def test_counts_that_were_cut_are_doubted(tmp_path: Path) -> None:
-    """Four at most, at one position after the other, is a limit of the recorder; where runs end by themselves it is not."""
+    """Four at most, at one position after the other, is a limit of the recorder; where runs end by themselves, or are none, it is not."""
     runs = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
-    rows: list[Row] = [{"accepted_cut": [min(n, 4) for n in runs], "accepted_bad": [min(n, 4) if n < 5 else 0 for n in runs]}] * 10
+    rows: list[Row] = [
+        {"accepted_cut": [min(n, 4) for n in runs], "accepted_bad": [min(n, 4) if n < 5 else 0 for n in runs], "accepted_never": [0] * 10}
+    ] * 10
     write_traces(tmp_path / "t.jsonl", rows)
     traces = load_traces(tmp_path / "t.jsonl")
-    arms = [Arm("cut", 4), Arm("cut", 6), Arm("cut", 8), Arm("bad", 8), Arm(NONE)]
+    arms = [Arm("cut", 4), Arm("cut", 6), Arm("cut", 8), Arm("bad", 8), Arm("never", 4), Arm(NONE)]
     (line,) = doubts(traces, arms)
     assert "at most 4 tokens of 'cut'" in line
     assert "cut-6, cut-8 would be faster" in line

@@ -108,7 +108,7 @@ def test_contexts_are_compared(other: Family, other_folder: Path) -> None:
     config = family_config(other_folder)
     limited = load_family(FamilyConfig(config.target, config.students, max_context=64))
     assert (limited.context_limit, limited.remarks) == (64, ())
-    with pytest.raises(UserError, match=r"family\.max_context: 1 is not at least 2"):
+    with pytest.raises(UserError, match=r"family\.max_context: 1 is not a whole number of at least 2"):
         FamilyConfig(max_context=1)
 
 

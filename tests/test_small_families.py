@@ -110,7 +110,7 @@ SETTINGS = {
     "draft_length": 3,
     "num_envs": 10,
     "recording": {"train_prompts": 6, "validation_prompts": 2, "test_prompts": 2, "max_draft_length": 3},
-    "profiling": {"rounds": 100, "longest_context": 64, "draft_lengths": [1, 3]},
+    "profiling": {"rounds": 400, "longest_context": 64, "draft_lengths": [1, 3]},
     "ppo": {"total_steps": 1_000, "rollout_steps": 200, "batch_size": 200, "n_epochs": 1, "net_arch": [8]},
     "evaluation": {"prompts": 0},
 }

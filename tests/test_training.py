@@ -257,7 +257,7 @@ def test_traces_from_elsewhere_train_without_any_model(tmp_path: Path) -> None:
 def test_where_nothing_is_to_be_learned_the_best_arm_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`eagle` is always right. A policy that looks pays for `ngram`, which reads along; the arm itself does not, and is taken instead."""
     lines = [{"accepted_ngram": [0] * 40, "accepted_eagle": [6] * 40}] * 20
-    train.main([*from_elsewhere(tmp_path, lines, ngram=0.1, eagle=1.0), "--evaluation.prompts=0"])
+    train.main([*from_elsewhere(tmp_path, lines, ngram=0.1, eagle=1.0), "--draft_length=5", "--evaluation.prompts=0"])
     assert "no learned policy was faster than always eagle-5, which is kept instead" in capsys.readouterr().out
     rows = rows_of(tmp_path / "runs" / "pocket", "replay")
     assert rows["learned"]["latency_ms_per_token"] == rows["best fixed arm"]["latency_ms_per_token"]

@@ -16,7 +16,7 @@ def doubts(traces: Traces, arms: Sequence[Arm]) -> Iterator[str]:
         counts = traces.accepted[student]
         most = int(counts.max(initial=0))
         longer = [arm.name for arm in arms if arm.student == student and arm.length > most]
-        if longer and ((counts[1:] == most) & (counts[:-1] == most)).any():
+        if longer and most > 0 and ((counts[1:] == most) & (counts[:-1] == most)).any():
             yield (
                 f"{traces.source}: at most {most} tokens of '{student}' are accepted, time and again, as if its drafts had been no longer; "
                 f"if so, {', '.join(longer)} would be faster than it is counted: lower draft_length or the arms' own"
