@@ -24,7 +24,7 @@ class Race(Generic[Learner]):
     Where a student is used often, using it once more costs little, since others' tokens are caught up on sooner or later; so policies that
     do with fewer students may be faster and out of reach, whatever single arm is changed. Beginning with one student, a policy takes up
     another only where that pays for all of its catching up. Prompt lookup and the target alone are always there. If there are more starts
-    than students, it is their turn again, with another seed. A single start has all arms from the beginning.
+    than students, the next has all arms from the beginning, as a single one has, and then it is the students' turn again, with other seeds.
 
     Args:
         begin: Returns a new learner, given a seed and the actions that it may take until it goes on; None means all.
@@ -109,11 +109,12 @@ class Race(Generic[Learner]):
 
 
 def alone(world: ReplayWorld, number: int) -> list[int] | None:
-    """Return the actions of one student, of prompt lookup and of the target alone; None, meaning all, if there is not more than one."""
+    """Return the actions of one student, of prompt lookup and of the target alone; None, meaning all, once each student had its turn."""
     students = [name for name in world.traces.students if any(arm.student == name for arm in world.arms)]
-    if len(students) < 2:
+    turns = len(students) + 1
+    if len(students) < 2 or number % turns == len(students):
         return None
-    taken = (students[number % len(students)], LOOKUP, NONE)
+    taken = (students[number % turns], LOOKUP, NONE)
     return [action for action, arm in enumerate(world.arms) if arm.student in taken]
 
 

@@ -169,6 +169,15 @@ def test_who_reads_along_is_judged_by_a_first_token(tmp_path: Path) -> None:
     assert Hindsight(traces, profile, {"a", "b"}, 0.01).along.tolist() == [1]
 
 
+def test_many_who_are_nearly_free_are_not_free_together(tmp_path: Path) -> None:
+    """The cheapest read along, as many as together take no more than one may."""
+    rows: list[Row] = [{f"accepted_{name}": [1, 0] for name in "abcd"}]
+    traces = load_traces(write_traces(tmp_path / "mine.parquet", rows))
+    profile = made_up_profile(target_ms=10.0, a=0.06, b=0.05, c=0.04, d=0.0)
+    assert Hindsight(traces, profile, set("abcd"), 0.01).along.tolist() == [1, 2, 3]
+    assert Hindsight(traces, profile, set("abcd"), 0.0).along.tolist() == []
+
+
 def configured(traces: Path, profile: Path | None, **options: object) -> TrainConfig:
     """Return the configuration of a training on somebody's traces."""
     return TrainConfig(replay=ReplayConfig(traces=traces, profile=profile), **options)  # type: ignore[arg-type]

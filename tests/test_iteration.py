@@ -163,7 +163,7 @@ def test_the_fastest_start_goes_on(tmp_path: Path, latencies_ms: list[float], wi
     assert race.done == RACE.all_iterations == 8
 
 
-def test_every_start_has_one_student(tmp_path: Path) -> None:
+def test_every_student_has_a_start_and_so_have_all(tmp_path: Path) -> None:
     """It takes that one's arms and the target alone, whatever it sees; who goes on takes all. No two begin with the same weights."""
     world = random_world(tmp_path / "x")
     race, taken, first = race_of(world), [], []
@@ -175,7 +175,7 @@ def test_every_start_has_one_student(tmp_path: Path) -> None:
         assert {*race.learner.policy().batch(observations)} <= {*taken[-1]}
         race.judge(1)
         raced(race, [1])
-    assert taken == [[0, 3], [1, 2, 3], [0, 3]]
+    assert taken == [[0, 3], [1, 2, 3], [0, 1, 2, 3]]
     assert len({*first}) == 3
     assert race.learner.actions.tolist() == [0, 1, 2, 3]
     logits = race.learner.policy().batch_logits(observations)

@@ -129,8 +129,9 @@ class PolicyIterationConfig:
     iterations: int = 16
     """Improvements of the policy."""
     starts: int = 3
-    """Learners that begin, in turn with one of the students alone; the one that is fastest on validation texts goes on, with all arms.
-    1 means a single one. It has all arms from the beginning, as all have that begin with the policy of another run (init)."""
+    """Learners that begin: one with each of the students alone, the next with all arms, and so on; the one that is fastest on validation
+    texts goes on, with all arms. 1 means a single one. It has all arms from the beginning, as all have that begin with the policy of
+    another run (init)."""
     heat: int = 5
     """Iterations of each of them before that is decided, at most half of all."""
     states: int = 4_096

@@ -94,8 +94,8 @@ class ReplayConfig:
     cache: Path = Path("traces")
     """Folder of the recordings and profiles that are made when none are given."""
     read_along: float = READ_ALONG
-    """For recordings without entropies: a drafter whose forward pass takes at most this share of the target's makes one in every round,
-    so that the policy knows at once where it would have been right, and pays for it; 0 means none does."""
+    """For recordings without entropies: the cheapest drafters make a forward pass in every round, as many as together take at most this
+    share of the target's, so that the policy knows at once where they would have been right, and pays for it; 0 means none does."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.read_along <= 1:

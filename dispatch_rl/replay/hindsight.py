@@ -22,15 +22,17 @@ class Hindsight:
         traces: What was recorded.
         profile: Latencies.
         students: Those that draft.
-        read_along: Students read along whose forward pass takes at most this share of the target's.
+        read_along: The cheapest students read along, as many as together take at most this share of the target's forward pass.
     """
 
     def __init__(self, traces: Traces, profile: Profile, students: set[str], read_along: float) -> None:
         self.shares = np.stack([_moving_shares(traces, name) for name in traces.students])
         """As features want them ``[students, states, decays]``."""
         limit_ms = read_along * _one_token_ms(profile, TARGET).min()
-        cheap = [name in students and limit_ms > 0 and _one_token_ms(profile, name).max() <= limit_ms for name in traces.students]
-        self.along: Ints = np.flatnonzero(cheap)
+        costs_ms = np.array([_one_token_ms(profile, name).max() if name in students else np.inf for name in traces.students])
+        cheapest = np.argsort(costs_ms, kind="stable")
+        cheap = cheapest[(np.cumsum(costs_ms[cheapest]) <= limit_ms) & (limit_ms > 0)]
+        self.along: Ints = np.sort(cheap)
         """Numbers of the students that read along."""
 
     def features(self, starts: Ints, known: Ints) -> Floats:
